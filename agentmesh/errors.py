@@ -1,0 +1,626 @@
+"""Every exception of agentmesh, in one tree.
+
+    AgentMeshError
+    ├── ConfigError                     a setting is wrong: names the key, the value and what was expected
+    ├── DefinitionError                 an Agent, message or tool class is declared wrongly
+    ├── InvalidNameError                a tenant, agent, task, tool … name is not a safe subject token
+    ├── InvalidMessageError             bytes or fields that are not the message they claim to be
+    ├── MissingExtraError               an optional dependency is not installed
+    ├── BrokerError                     the broker, or the way to it
+    │   ├── BrokerUnavailableError
+    │   ├── BrokerTooOldError
+    │   ├── BrokerStartError
+    │   ├── ConnectionLostError
+    │   ├── PermissionDeniedError
+    │   ├── PayloadTooLargeError
+    │   ├── PublishTimeoutError         a durable write was not confirmed: its fate is unknown
+    │   ├── StreamFullError             the stream or queue refuses more
+    │   └── SequenceConflictError       somebody else wrote first (compare-and-set)
+    ├── DeliveryError                   an event or a request
+    │   ├── NoSuchAgentError
+    │   ├── NoHandlerError
+    │   ├── MailboxFullError
+    │   ├── AgentStoppedError
+    │   ├── DeadlineExceededError
+    │   ├── StreamIdleError
+    │   ├── StreamGapError
+    │   └── RemoteError                 the handler at the other end raised
+    ├── TaskError                       a task
+    │   ├── QueueFullError
+    │   ├── NoSuchTaskError
+    │   ├── TaskFailedError
+    │   ├── TaskDeadError
+    │   ├── TaskCancelledError
+    │   ├── TaskExpiredError
+    │   └── BatchFailedError
+    ├── ToolError                       a tool call
+    │   ├── NoSuchToolError
+    │   ├── ToolArgumentsError
+    │   ├── ToolFailedError
+    │   ├── ToolTimeoutError
+    │   ├── ToolLimitError
+    │   └── ToolCancelledError
+    ├── StoreError                      the memory service
+    │   └── RevisionConflictError
+    ├── SupervisionError                a process or agent tree
+    │   └── RestartIntensityError
+    └── Retry, Reject                   raised by task handlers to decide what happens to the task
+
+Errors hold plain fields only, so they survive pickling and travel over the wire
+(`error_to_wire`, `error_from_wire`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class AgentMeshError(Exception):
+    """Base of everything agentmesh raises on purpose."""
+
+
+class ConfigError(AgentMeshError):
+    """A setting is wrong; nothing was started with it."""
+
+    def __init__(self, key: str, problem: str, source: str = "") -> None:
+        super().__init__(key, problem, source)
+        self.key = key
+        self.problem = problem
+        self.source = source
+
+    def __str__(self) -> str:
+        return f"{self.source + ': ' if self.source else ''}{self.key}: {self.problem}"
+
+
+class DefinitionError(AgentMeshError):
+    """An Agent, message or tool is declared in a way that cannot work; raised when the class is made."""
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(where, problem)
+        self.where = where
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}"
+
+
+class InvalidNameError(AgentMeshError):
+    """A name that would not be a safe subject token; nothing was sent."""
+
+    def __init__(self, kind: str, value: str) -> None:
+        super().__init__(kind, value)
+        self.kind = kind
+        self.value = value
+
+    def __str__(self) -> str:
+        shown = repr(self.value if len(self.value) <= 80 else self.value[:77] + "...")
+        return (
+            f"{self.kind} {shown} is not allowed: use 1 to 64 letters, digits, '_' or '-', "
+            "starting with a letter or digit"
+        )
+
+
+class InvalidMessageError(AgentMeshError):
+    """Bytes or fields that are not the message they claim to be."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+class MissingExtraError(AgentMeshError):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(module, extra)
+        self.module = module
+        self.extra = extra
+
+    def __str__(self) -> str:
+        return f"{self.module} is not installed; run: pip install 'agentmesh-nats[{self.extra}]'"
+
+
+# ---------------------------------------------------------------- broker
+
+
+class BrokerError(AgentMeshError):
+    """The broker, or the way to it."""
+
+
+class BrokerUnavailableError(BrokerError):
+    """No connection to the broker could be made in time."""
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(url, problem)
+        self.url = url
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"cannot reach the broker at {self.url}: {self.problem}; is it running? (agentmesh up, or --nats URL)"
+
+
+class BrokerTooOldError(BrokerError):
+    """The broker lacks features agentmesh needs."""
+
+    def __init__(self, version: str, required: str) -> None:
+        super().__init__(version, required)
+        self.version = version
+        self.required = required
+
+    def __str__(self) -> str:
+        return f"nats-server {self.version} is too old: agentmesh needs {self.required} or newer"
+
+
+class BrokerStartError(BrokerError):
+    """The embedded broker did not start."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"the embedded broker did not start: {self.problem}"
+
+
+class ConnectionLostError(BrokerError):
+    """The connection is closed or was lost while an operation was under way."""
+
+    def __init__(self, problem: str = "the connection to the broker is closed") -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+class PermissionDeniedError(BrokerError):
+    """The broker does not let this user publish or subscribe there."""
+
+    def __init__(self, operation: str, subject: str) -> None:
+        super().__init__(operation, subject)
+        self.operation = operation
+        self.subject = subject
+
+    def __str__(self) -> str:
+        return f"the broker denies {self.operation} on {self.subject!r} to this user"
+
+
+class PayloadTooLargeError(BrokerError):
+    """The message is larger than the broker takes; nothing was sent."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(size, limit)
+        self.size = size
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"message of {self.size} bytes is over the limit of {self.limit}; send a reference (path, URL, key) instead"
+
+
+class PublishTimeoutError(BrokerError):
+    """A durable write was not confirmed in time: it may or may not be stored. Repeating it with the same id is safe."""
+
+    def __init__(self, subject: str, timeout: float) -> None:
+        super().__init__(subject, timeout)
+        self.subject = subject
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"no confirmation for {self.subject!r} within {self.timeout:g} s; its fate is unknown, repeat it with the same id"
+
+
+class StreamFullError(BrokerError):
+    """The stream refuses more messages on this subject; nothing was stored."""
+
+    def __init__(self, subject: str, problem: str) -> None:
+        super().__init__(subject, problem)
+        self.subject = subject
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.subject!r} takes no more messages: {self.problem}"
+
+
+class SequenceConflictError(BrokerError):
+    """A compare-and-set write lost: the subject already has a newer message."""
+
+    def __init__(self, subject: str, expected: int) -> None:
+        super().__init__(subject, expected)
+        self.subject = subject
+        self.expected = expected
+
+    def __str__(self) -> str:
+        return f"{self.subject!r} was written by somebody else (expected sequence {self.expected})"
+
+
+# ---------------------------------------------------------------- events and requests
+
+
+class DeliveryError(AgentMeshError):
+    """An event or a request did not reach a handler, or its answer did not come back."""
+
+
+class NoSuchAgentError(DeliveryError):
+    """Nobody listens on that agent's mailbox subject."""
+
+    def __init__(self, agent: str, near: Sequence[str] = ()) -> None:
+        super().__init__(agent, list(near))
+        self.agent = agent
+        self.near = list(near)
+
+    def __str__(self) -> str:
+        hint = f"; did you mean {' or '.join(repr(n) for n in self.near)}?" if self.near else "; see: agentmesh ps"
+        return f"no agent {self.agent!r} is running{hint}"
+
+
+class NoHandlerError(DeliveryError):
+    """The agent has no handler for this type of message."""
+
+    def __init__(self, agent: str, message_type: str, handled: Sequence[str] = ()) -> None:
+        super().__init__(agent, message_type, list(handled))
+        self.agent = agent
+        self.message_type = message_type
+        self.handled = list(handled)
+
+    def __str__(self) -> str:
+        takes = f"it takes {', '.join(self.handled)}" if self.handled else "it takes nothing"
+        return f"agent {self.agent!r} has no handler for {self.message_type} ({takes}); did you forget @handler?"
+
+
+class MailboxFullError(DeliveryError):
+    """The agent takes messages more slowly than they come; this one was not taken."""
+
+    def __init__(self, agent: str, capacity: int) -> None:
+        super().__init__(agent, capacity)
+        self.agent = agent
+        self.capacity = capacity
+
+    def __str__(self) -> str:
+        return f"mailbox of {self.agent!r} is full ({self.capacity} messages)"
+
+
+class AgentStoppedError(DeliveryError):
+    """The agent stopped before it answered."""
+
+    def __init__(self, agent: str) -> None:
+        super().__init__(agent)
+        self.agent = agent
+
+    def __str__(self) -> str:
+        return f"agent {self.agent!r} stopped before it answered"
+
+
+class DeadlineExceededError(DeliveryError):
+    """No answer by the deadline; the work may or may not have been done."""
+
+    def __init__(self, what: str, timeout: float) -> None:
+        super().__init__(what, timeout)
+        self.what = what
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"{self.what}: no answer within {self.timeout:g} s"
+
+
+class StreamIdleError(DeliveryError):
+    """A streaming answer stopped coming without an end."""
+
+    def __init__(self, what: str, timeout: float) -> None:
+        super().__init__(what, timeout)
+        self.what = what
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"{self.what}: the stream was silent for {self.timeout:g} s"
+
+
+class StreamGapError(DeliveryError):
+    """A chunk of a streaming answer is missing."""
+
+    def __init__(self, what: str, expected: int, got: int) -> None:
+        super().__init__(what, expected, got)
+        self.what = what
+        self.expected = expected
+        self.got = got
+
+    def __str__(self) -> str:
+        return f"{self.what}: chunk {self.expected} is missing (got {self.got})"
+
+
+class RemoteError(DeliveryError):
+    """The handler raised. The traceback stays in the logs of the node that ran it."""
+
+    def __init__(self, agent: str, error_type: str, message: str) -> None:
+        super().__init__(agent, error_type, message)
+        self.agent = agent
+        self.error_type = error_type
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.agent}: {self.error_type}: {self.message}"
+
+
+# ---------------------------------------------------------------- tasks
+
+
+class TaskError(AgentMeshError):
+    """A task was not accepted, or did not complete."""
+
+
+class QueueFullError(TaskError):
+    """The task queue takes no more; the task was not accepted."""
+
+    def __init__(self, queue: str, limit: int) -> None:
+        super().__init__(queue, limit)
+        self.queue = queue
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"task queue {self.queue!r} is full ({self.limit} waiting); try again later or add replicas"
+
+
+class NoSuchTaskError(TaskError):
+    """No trace of a task with that id: neither waiting nor decided."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(task_id)
+        self.task_id = task_id
+
+    def __str__(self) -> str:
+        return f"no task {self.task_id!r}"
+
+
+class TaskFailedError(TaskError):
+    """The task was decided `failed`."""
+
+    def __init__(self, task_id: str, reason: str) -> None:
+        super().__init__(task_id, reason)
+        self.task_id = task_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"task {self.task_id} failed: {self.reason}"
+
+
+class TaskDeadError(TaskError):
+    """The task was given up: rejected by its handler, or out of attempts. It is kept as a dead letter."""
+
+    def __init__(self, task_id: str, reason: str) -> None:
+        super().__init__(task_id, reason)
+        self.task_id = task_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"task {self.task_id} is a dead letter: {self.reason} (agentmesh dead show {self.task_id})"
+
+
+class TaskCancelledError(TaskError):
+    """The task was cancelled."""
+
+    def __init__(self, task_id: str, by: str = "") -> None:
+        super().__init__(task_id, by)
+        self.task_id = task_id
+        self.by = by
+
+    def __str__(self) -> str:
+        return f"task {self.task_id} was cancelled" + (f" by {self.by}" if self.by else "")
+
+
+class TaskExpiredError(TaskError):
+    """The task's deadline passed before it was done."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(task_id)
+        self.task_id = task_id
+
+    def __str__(self) -> str:
+        return f"task {self.task_id} expired: its deadline passed before it was done"
+
+
+class BatchFailedError(TaskError):
+    """Items of a batch did not complete; the results of the others are in `results`."""
+
+    def __init__(self, failed: int, total: int, first: str, results: Sequence[Any] = ()) -> None:
+        super().__init__(failed, total, first, list(results))
+        self.failed = failed
+        self.total = total
+        self.first = first
+        self.results = list(results)
+
+    def __str__(self) -> str:
+        return f"{self.failed} of {self.total} tasks failed; the first: {self.first}"
+
+
+# ---------------------------------------------------------------- tools
+
+
+class ToolError(AgentMeshError):
+    """A tool call did not produce a result."""
+
+
+class NoSuchToolError(ToolError):
+    """No running tool executor serves that tool."""
+
+    def __init__(self, tool: str, near: Sequence[str] = ()) -> None:
+        super().__init__(tool, list(near))
+        self.tool = tool
+        self.near = list(near)
+
+    def __str__(self) -> str:
+        hint = f"; did you mean {' or '.join(repr(n) for n in self.near)}?" if self.near else ""
+        return f"no tool {self.tool!r} is served{hint}"
+
+
+class ToolArgumentsError(ToolError):
+    """The arguments do not fit the tool's schema; nothing was run."""
+
+    def __init__(self, tool: str, problem: str) -> None:
+        super().__init__(tool, problem)
+        self.tool = tool
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"tool {self.tool!r} was not run: {self.problem}"
+
+
+class ToolFailedError(ToolError):
+    """The tool raised or its process died."""
+
+    def __init__(self, tool: str, error_type: str, message: str) -> None:
+        super().__init__(tool, error_type, message)
+        self.tool = tool
+        self.error_type = error_type
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"tool {self.tool!r} failed: {self.error_type}: {self.message}"
+
+
+class ToolTimeoutError(ToolError):
+    """The tool ran longer than allowed and was ended."""
+
+    def __init__(self, tool: str, timeout: float) -> None:
+        super().__init__(tool, timeout)
+        self.tool = tool
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"tool {self.tool!r} was ended after {self.timeout:g} s"
+
+
+class ToolLimitError(ToolError):
+    """The tool hit its CPU, memory or output limit and was ended."""
+
+    def __init__(self, tool: str, limit: str) -> None:
+        super().__init__(tool, limit)
+        self.tool = tool
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"tool {self.tool!r} was ended: over its limit of {self.limit}"
+
+
+class ToolCancelledError(ToolError):
+    """The tool call was cancelled and its processes were ended."""
+
+    def __init__(self, tool: str) -> None:
+        super().__init__(tool)
+        self.tool = tool
+
+    def __str__(self) -> str:
+        return f"tool {self.tool!r} was cancelled"
+
+
+# ---------------------------------------------------------------- memory service
+
+
+class StoreError(AgentMeshError):
+    """The memory service refused or failed an operation."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+class RevisionConflictError(StoreError):
+    """The record changed since it was read; nothing was written."""
+
+    def __init__(self, namespace: str, key: str, expected: int, actual: int) -> None:
+        AgentMeshError.__init__(self, namespace, key, expected, actual)
+        self.namespace = namespace
+        self.key = key
+        self.expected = expected
+        self.actual = actual
+
+    def __str__(self) -> str:
+        return f"record {self.namespace}/{self.key} is at revision {self.actual}, not {self.expected}; read it again"
+
+
+# ---------------------------------------------------------------- supervision
+
+
+class SupervisionError(AgentMeshError):
+    """A child process or agent could not be kept running."""
+
+
+class RestartIntensityError(SupervisionError):
+    """A child failed more often than its restart policy allows; its supervisor gives up."""
+
+    def __init__(self, child: str, restarts: int, period: float, last: str = "") -> None:
+        super().__init__(child, restarts, period, last)
+        self.child = child
+        self.restarts = restarts
+        self.period = period
+        self.last = last
+
+    def __str__(self) -> str:
+        why = f"; last: {self.last}" if self.last else ""
+        return f"{self.child} failed again after {self.restarts} restarts in {self.period:g} s{why}"
+
+
+# ---------------------------------------------------------------- what a task handler may raise
+
+
+class Retry(AgentMeshError):
+    """Raise in a task handler: try this task again after `delay` seconds (None: the policy's backoff)."""
+
+    def __init__(self, delay: float | None = None, reason: str = "") -> None:
+        super().__init__(delay, reason)
+        self.delay = delay
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason or "the handler asked for a retry"
+
+
+class Reject(AgentMeshError):
+    """Raise in a task handler: never try this task again; it becomes a dead letter with this reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+# ---------------------------------------------------------------- the wire
+
+
+def _tree(root: type[AgentMeshError]) -> dict[str, type[AgentMeshError]]:
+    found = {root.__name__: root}
+    for child in root.__subclasses__():
+        if child.__module__ == __name__:
+            found.update(_tree(child))
+    return found
+
+
+_KINDS = _tree(AgentMeshError)
+
+
+def error_to_wire(error: BaseException) -> dict[str, Any]:
+    """The JSON form of an error: our own with their fields, others as type and message only (never a traceback)."""
+    kind = type(error).__name__
+    if _KINDS.get(kind) is type(error):
+        return {"type": kind, "message": str(error), "fields": list(error.args)}
+    return {"type": kind, "message": str(error)}
+
+
+def error_from_wire(data: Mapping[str, Any], source: str) -> AgentMeshError:
+    """Rebuild an error that came over the wire; what is not ours becomes a `RemoteError` of `source`."""
+    kind, message = str(data.get("type", "Error")), str(data.get("message", ""))
+    fields = data.get("fields")
+    known = _KINDS.get(kind)
+    if known is not None and isinstance(fields, list):
+        try:
+            return known(*fields)
+        except TypeError:  # another version of agentmesh gave it other fields
+            pass
+    return RemoteError(source, kind, message)

@@ -1,0 +1,143 @@
+"""The whole subject grammar. No other module puts a subject or a queue group together.
+
+`T` tenant, `A` agent, `P` priority. Every name that goes into a subject is checked here, once, by `token`.
+RPC subjects and stream subjects never overlap: a stream that captures an RPC subject answers the request itself.
+
+| subject                                | what                                                          | stream  |
+| -------------------------------------- | ------------------------------------------------------------- | ------- |
+| ai.agent.message.T.A                   | mailbox of an agent; queue group `agent.A`                     |         |
+| ai.agent.message.T                     | door: the target is in the header or body; forwarded           |         |
+| ai.agent.topic.T.<topic>               | publish/subscribe                                              |         |
+| ai.agent.mailbox.T.A                   | durable mailbox                                                | MAILBOX |
+| ai.agent.tasks.T                       | door: tasks as plain JSON; dispatched                          | TASKS   |
+| ai.agent.tasks.T.A.P                   | queue of an agent, per priority                                | TASKS   |
+| ai.agent.results.T.<task_id>           | result slot; republished to ai.agent.results.T                 | RESULTS |
+| ai.agent.dead.T.<task_id>              | dead letters                                                   | DEAD    |
+| ai.stream.T.<stream_id>                | progress, chunks; republished to ai.stream.live.T.<stream_id>  | STREAMS |
+| ai.agent.control.T.<what>              | control: prompts, never trusted alone                          |         |
+| ai.agent.memory.T[.<op>]               | memory service                                                 |         |
+| ai.agent.tools.T[.<tool>]              | tool executors                                                 |         |
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from agentmesh.errors import InvalidNameError
+
+_TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_TOPIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(\.[A-Za-z0-9][A-Za-z0-9_-]{0,63}){0,7}")
+_TOPIC_PATTERN = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_-]{0,63}|\*)(?:\.(?:[A-Za-z0-9][A-Za-z0-9_-]{0,63}|\*)){0,7}(?:\.>)?|>")
+
+PRIORITIES = ("high", "normal", "low")
+
+
+def token(kind: str, value: str) -> str:
+    """`value` if it is safe in a subject. `kind` says what it names, for the error.
+
+    Raises:
+        InvalidNameError: It is not; nothing was sent. `fullmatch`, because `$` lets a trailing newline through.
+    """
+    if not isinstance(value, str) or _TOKEN.fullmatch(value) is None:
+        raise InvalidNameError(kind, str(value))
+    return value
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Subjects and queue groups of one tenant. Subclass it and pass it to `connect` to use a scheme of your own."""
+
+    tenant: str = "default"
+
+    def __post_init__(self) -> None:
+        token("tenant", self.tenant)
+
+    # -- events and requests
+    def mailbox(self, agent: str) -> str:
+        return f"ai.agent.message.{self.tenant}.{token('agent', agent)}"
+
+    def mailbox_group(self, agent: str) -> str:
+        return f"agent.{token('agent', agent)}"
+
+    def message_door(self) -> str:
+        return f"ai.agent.message.{self.tenant}"
+
+    def topic(self, topic: str) -> str:
+        if not isinstance(topic, str) or _TOPIC.fullmatch(topic) is None:
+            raise InvalidNameError("topic", str(topic))
+        return f"ai.agent.topic.{self.tenant}.{topic}"
+
+    def topic_pattern(self, pattern: str) -> str:
+        """Like `topic`, and `*` (one token) and a final `>` (the rest) are allowed: for subscribing only."""
+        if not isinstance(pattern, str) or _TOPIC_PATTERN.fullmatch(pattern) is None:
+            raise InvalidNameError("topic pattern", str(pattern))
+        return f"ai.agent.topic.{self.tenant}.{pattern}"
+
+    def durable_mailbox(self, agent: str) -> str:
+        return f"ai.agent.mailbox.{self.tenant}.{token('agent', agent)}"
+
+    # -- tasks
+    def task_door(self) -> str:
+        return f"ai.agent.tasks.{self.tenant}"
+
+    def tasks(self, agent: str, priority: str) -> str:
+        if priority not in PRIORITIES:
+            raise InvalidNameError("priority", str(priority))
+        return f"ai.agent.tasks.{self.tenant}.{token('agent', agent)}.{priority}"
+
+    def result(self, task_id: str) -> str:
+        return f"ai.agent.results.{self.tenant}.{token('task id', task_id)}"
+
+    def results(self) -> str:
+        """Where every stored result of the tenant is republished, with its own subject in `Nats-Subject`."""
+        return f"ai.agent.results.{self.tenant}"
+
+    def dead(self, task_id: str) -> str:
+        return f"ai.agent.dead.{self.tenant}.{token('task id', task_id)}"
+
+    def all_dead(self) -> str:
+        return f"ai.agent.dead.{self.tenant}.*"
+
+    # -- replayable streams
+    def stream(self, stream_id: str) -> str:
+        return f"ai.stream.{self.tenant}.{token('stream id', stream_id)}"
+
+    def live_stream(self, stream_id: str) -> str:
+        """Where stored messages of the stream are republished, with `Nats-Sequence` and `Nats-Last-Sequence`."""
+        return f"ai.stream.live.{self.tenant}.{token('stream id', stream_id)}"
+
+    # -- control
+    def control(self, what: str) -> str:
+        return f"ai.agent.control.{self.tenant}.{token('control', what)}"
+
+    def node_control(self, node: str) -> str:
+        return f"ai.agent.control.{self.tenant}.node.{token('node', node)}"
+
+    # -- services
+    def memory(self, op: str) -> str:
+        return f"ai.agent.memory.{self.tenant}.{token('memory operation', op)}"
+
+    def memory_door(self) -> str:
+        return f"ai.agent.memory.{self.tenant}"
+
+    def tool(self, tool: str) -> str:
+        return f"ai.agent.tools.{self.tenant}.{token('tool', tool)}"
+
+    def tool_door(self) -> str:
+        return f"ai.agent.tools.{self.tenant}"
+
+    def tool_group(self) -> str:
+        return "tool.executors"
+
+    # -- consumer names ('~' is not in the token alphabet, so joined names never collide)
+    def task_consumer(self, agent: str, priority: str) -> str:
+        if priority not in PRIORITIES:
+            raise InvalidNameError("priority", str(priority))
+        return f"{self.tenant}~{token('agent', agent)}~{priority}"
+
+    def dispatch_consumer(self) -> str:
+        return f"{self.tenant}~dispatch"
+
+    def mailbox_consumer(self, agent: str) -> str:
+        return f"{self.tenant}~{token('agent', agent)}"
