@@ -4,6 +4,7 @@
     ├── ConfigError                     a setting is wrong: names the key, the value and what was expected
     ├── DefinitionError                 an Agent, message or tool class is declared wrongly
     ├── InvalidNameError                a tenant, agent, task, tool … name is not a safe subject token
+    │   └── InvalidSubjectError         a whole subject is malformed
     ├── InvalidMessageError             bytes or fields that are not the message they claim to be
     ├── MissingExtraError               an optional dependency is not installed
     ├── BrokerError                     the broker, or the way to it
@@ -15,8 +16,11 @@
     │   ├── PayloadTooLargeError
     │   ├── PublishTimeoutError         a durable write was not confirmed: its fate is unknown
     │   ├── StreamFullError             the stream or queue refuses more
-    │   └── SequenceConflictError       somebody else wrote first (compare-and-set)
+    │   ├── SequenceConflictError       somebody else wrote first (compare-and-set)
+    │   ├── ConsumerGoneError           the consumer a worker pulls from was deleted
+    │   └── JetStreamError              any other refusal by JetStream, with its code
     ├── DeliveryError                   an event or a request
+    │   ├── NoRespondersError           nobody listens on the subject
     │   ├── NoSuchAgentError
     │   ├── NoHandlerError
     │   ├── MailboxFullError
@@ -98,6 +102,22 @@ class InvalidNameError(AgentMeshError):
         return (
             f"{self.kind} {shown} is not allowed: use 1 to 64 letters, digits, '_' or '-', "
             "starting with a letter or digit"
+        )
+
+
+class InvalidSubjectError(InvalidNameError):
+    """A subject with wildcards, empty tokens, spaces or control characters, or over 512 bytes; nothing was sent."""
+
+    def __init__(self, value: str) -> None:
+        AgentMeshError.__init__(self, value)
+        self.kind = "subject"
+        self.value = value
+
+    def __str__(self) -> str:
+        shown = repr(self.value if len(self.value) <= 80 else self.value[:77] + "...")
+        return (
+            f"cannot send to {shown}: a subject is up to 512 printable ASCII characters, tokens separated by '.', "
+            "without '*', '>' and spaces"
         )
 
 
@@ -198,7 +218,9 @@ class PayloadTooLargeError(BrokerError):
         self.limit = limit
 
     def __str__(self) -> str:
-        return f"message of {self.size} bytes is over the limit of {self.limit}; send a reference (path, URL, key) instead"
+        return (
+            f"message of {self.size} bytes is over the limit of {self.limit}; send a reference (path, URL, key) instead"
+        )
 
 
 class PublishTimeoutError(BrokerError):
@@ -210,7 +232,10 @@ class PublishTimeoutError(BrokerError):
         self.timeout = timeout
 
     def __str__(self) -> str:
-        return f"no confirmation for {self.subject!r} within {self.timeout:g} s; its fate is unknown, repeat it with the same id"
+        return (
+            f"no confirmation for {self.subject!r} within {self.timeout:g} s; "
+            "its fate is unknown, repeat it with the same id"
+        )
 
 
 class StreamFullError(BrokerError):
@@ -237,11 +262,50 @@ class SequenceConflictError(BrokerError):
         return f"{self.subject!r} was written by somebody else (expected sequence {self.expected})"
 
 
+class ConsumerGoneError(BrokerError):
+    """The consumer a worker pulls from does not exist (any more) and could not be made again."""
+
+    def __init__(self, stream: str, consumer: str) -> None:
+        super().__init__(stream, consumer)
+        self.stream = stream
+        self.consumer = consumer
+
+    def __str__(self) -> str:
+        return (
+            f"stream {self.stream!r} has no consumer {self.consumer!r}; was it, or the stream, deleted? "
+            "Restart the worker to have it made again"
+        )
+
+
+class JetStreamError(BrokerError):
+    """JetStream refused a request for a reason that has no class of its own."""
+
+    def __init__(self, operation: str, code: int, description: str) -> None:
+        super().__init__(operation, code, description)
+        self.operation = operation
+        self.code = code
+        self.description = description
+
+    def __str__(self) -> str:
+        return f"{self.operation} was refused by the broker: {self.description} ({self.code})"
+
+
 # ---------------------------------------------------------------- events and requests
 
 
 class DeliveryError(AgentMeshError):
     """An event or a request did not reach a handler, or its answer did not come back."""
+
+
+class NoRespondersError(DeliveryError):
+    """Nobody is subscribed to the subject of a request; it was not delivered."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(subject)
+        self.subject = subject
+
+    def __str__(self) -> str:
+        return f"nobody listens on {self.subject!r}"
 
 
 class NoSuchAgentError(DeliveryError):
