@@ -1,0 +1,1 @@
+"""A code-review swarm: walker, file reviewers, deduplicator, ranker and reporter."""
