@@ -26,7 +26,8 @@ from agentmesh.ids import new_id, now
 SCHEMA_VERSION = "1.0"
 """Version of the envelope; a different major number is refused."""
 
-_NULL = msgspec.Raw(b"null")
+NULL = msgspec.Raw(b"null")
+"""Content of what has none."""
 
 
 class Envelope(msgspec.Struct, omit_defaults=True):
@@ -39,7 +40,7 @@ class Envelope(msgspec.Struct, omit_defaults=True):
     target_agent_id: str = ""
     schema_version: str = ""
     """`SCHEMA_VERSION`; left out by a foreign client, it means this one."""
-    content: msgspec.Raw = _NULL
+    content: msgspec.Raw = NULL
     deadline: datetime | None = None
     """When the sender stops waiting; a handler's own requests inherit what is left."""
     trace_id: str = ""
@@ -49,6 +50,8 @@ class Envelope(msgspec.Struct, omit_defaults=True):
     """On replies: the `message_id` of the request."""
     index: int | None = None
     """On chunks and on the end of a stream: position, from 0. The end carries the number of chunks."""
+    confirm: bool = False
+    """On events: the sender waits until the mailbox has taken the message (`accepted`) or refused it."""
     window: int = 0
     """On requests: how many chunks may be under way before the receiver confirms some; 0 asks for one reply."""
 

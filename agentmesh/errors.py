@@ -28,6 +28,8 @@
     │   ├── DeadlineExceededError
     │   ├── StreamIdleError
     │   ├── StreamGapError
+    │   ├── CallDepthError
+    │   ├── AskerGoneError
     │   └── RemoteError                 the handler at the other end raised
     ├── TaskError                       a task
     │   ├── QueueFullError
@@ -393,6 +395,25 @@ class StreamGapError(DeliveryError):
 
     def __str__(self) -> str:
         return f"{self.what}: chunk {self.expected} is missing (got {self.got})"
+
+
+class CallDepthError(DeliveryError):
+    """Agents asked agents too deeply, almost always in a loop; nothing was sent."""
+
+    def __init__(self, agent: str, depth: int) -> None:
+        super().__init__(agent, depth)
+        self.agent = agent
+        self.depth = depth
+
+    def __str__(self) -> str:
+        return f"{self.agent!r} was not asked: the chain of requests is already {self.depth} agents deep (a loop?)"
+
+
+class AskerGoneError(DeliveryError):
+    """Whoever asked has stopped waiting; its handler was cancelled, and nobody reads this."""
+
+    def __str__(self) -> str:
+        return "the asker stopped waiting"
 
 
 class RemoteError(DeliveryError):

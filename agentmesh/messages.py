@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from agentmesh.codec import adapter
 from agentmesh.errors import DefinitionError
 from agentmesh.subjects import PRIORITIES, token
 
@@ -132,8 +133,6 @@ def wire_name(message_type: type[Message]) -> str:
 
 def schema(kind: Any) -> dict[str, Any]:
     """JSON Schema of a message class, or of any reply or result type."""
-    from agentmesh.codec import adapter  # noqa: PLC0415  codec imports this module
-
     return dict(adapter(kind).json_schema())
 
 

@@ -1,0 +1,6 @@
+"""Agents: how they are declared (`declare`), how one replica runs (`cell`)."""
+
+from agentmesh.agent.cell import AgentCell, CellOptions
+from agentmesh.agent.declare import Agent, Behaviour, Handler, behaviour, default_name, handler
+
+__all__ = ["Agent", "AgentCell", "Behaviour", "CellOptions", "Handler", "behaviour", "default_name", "handler"]

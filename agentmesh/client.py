@@ -1,0 +1,399 @@
+"""The verbs: tell, ask, stream, publish, listen, submit, map.
+
+A `Client` sends under one name over a shared transport. Inside a handler it adds what the message at hand implies: the
+time that is left, the trace id, and the depth of the chain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from agentmesh import codec, registry
+from agentmesh.context import MAX_HOPS, current
+from agentmesh.errors import (
+    AgentMeshError,
+    CallDepthError,
+    DeadlineExceededError,
+    DefinitionError,
+    InvalidMessageError,
+    MailboxFullError,
+    NoSuchAgentError,
+    StreamFullError,
+)
+from agentmesh.ids import new_id, now
+from agentmesh.memory import Memory
+from agentmesh.messages import Event, Message, Request, Task, wire_name
+from agentmesh.refs import AgentRef
+from agentmesh.registry import AgentInfo
+from agentmesh.streaming import WINDOW, StreamReader
+from agentmesh.subjects import Subjects
+from agentmesh.tasks import Batch, Job, TaskClient
+from agentmesh.tool import ToolClient
+from agentmesh.transport import Inbox, NoRespondersError, Transport, is_no_responders
+from agentmesh.transport import Message as WireMessage
+
+R = TypeVar("R")
+
+ASK_TIMEOUT = 30.0
+"""Seconds an ask waits unless told otherwise."""
+
+CANCEL = "cancel-request"
+"""Control subject: the asker of a request has gone; the body is its message id."""
+
+log = logging.getLogger("agentmesh.client")
+
+
+class Undelivered(msgspec.Struct):
+    """An event that did not get into the mailbox it was sent to."""
+
+    agent: str
+    error: Exception
+
+
+class Client:
+    """Everything one can say to agents.
+
+    Args:
+        transport: The connection, shared.
+        subjects: The tenant's subjects.
+        identity: The name that receivers see as the sender.
+    """
+
+    def __init__(self, transport: Transport, subjects: Subjects, identity: str) -> None:
+        self.transport = transport
+        self.subjects = subjects
+        self.identity = identity
+        self.tasks = TaskClient(transport, subjects)
+        self.tools = ToolClient(transport, subjects)
+        self.on_undelivered: Callable[[Undelivered], None] | None = None
+        """Called for each told event that was refused or had no receiver, if the broker or the mailbox said so."""
+        self._bounces: dict[str, Inbox] = {}
+        self._quiet_until: dict[str, float] = {}
+
+    def bound(self, identity: str) -> Client:
+        """The same connection under another name."""
+        return Client(self.transport, self.subjects, identity)
+
+    def ref(self, agent: str) -> AgentRef:
+        """A reference to an agent; it need not run yet.
+
+        Raises:
+            InvalidNameError: The name cannot be an address.
+        """
+        self.subjects.mailbox(agent)
+        return AgentRef(self, agent)
+
+    # ------------------------------------------------------------ events
+    async def tell(self, agent: str, event: Event, *, timeout: float | None = None) -> None:
+        """Send an event.
+
+        Without `timeout` this returns when the event is on its way: at most once. If the mailbox refuses it, or
+        nobody is there, `on_undelivered` is called and a warning logged. A durable event returns when it is stored.
+
+        Args:
+            agent: Who gets it.
+            event: What.
+            timeout: Wait up to this many seconds until the mailbox has taken it.
+
+        Raises:
+            MailboxFullError: The mailbox refused it (with `timeout`, or durable).
+            NoSuchAgentError: Nobody listens (with `timeout`).
+            DeadlineExceededError: No confirmation in time (with `timeout`); it may have been taken.
+        """
+        if event.durable:
+            await self._tell_durable(agent, event, timeout)
+        elif timeout is None:
+            data = codec.encode(self._envelope(agent, event))
+            await self.transport.publish(self.subjects.mailbox(agent), data, self._bounce(agent))
+        else:
+            envelope = self._envelope(agent, event)
+            envelope.confirm = True
+            await self._request(agent, envelope, timeout)
+
+    async def _tell_durable(self, agent: str, event: Event, timeout: float | None) -> None:
+        await self.tasks.ensure()
+        envelope = self._envelope(agent, event)
+        subject = self.subjects.durable_mailbox(agent)
+        try:
+            await self.transport.publish_durable(
+                subject, codec.encode(envelope), msg_id=envelope.message_id, timeout=timeout or ASK_TIMEOUT
+            )
+        except StreamFullError as error:
+            raise MailboxFullError(agent, self.tasks.durable_mailbox_size) from error
+
+    async def publish(self, topic: str, event: Event) -> None:
+        """Publish an event to whoever listens to `topic`: at most once, each agent gets it once."""
+        await self.transport.publish(self.subjects.topic(topic), codec.encode(self._envelope("", event)))
+
+    async def listen(self, pattern: str, *, limit: int = 10_000) -> AsyncIterator[tuple[str, codec.Envelope]]:
+        """Topics and envelopes of events published from now on, in order.
+
+        Args:
+            pattern: A topic; `*` stands for one token, a final `>` for the rest.
+            limit: Events held for a slow reader; then the oldest are dropped and a warning logged.
+        """
+        waiting: deque[tuple[str, codec.Envelope]] = deque()
+        arrived = asyncio.Event()
+        prefix = len(self.subjects.topic("x")) - 1
+        dropped = 0
+
+        def take(message: WireMessage) -> None:
+            nonlocal dropped
+            if len(waiting) >= limit:
+                waiting.popleft()
+                dropped += 1
+            waiting.append((message.subject[prefix:], codec.decode_foreign(message.data, message.headers, False)))
+            arrived.set()
+
+        subscription = await self.transport.subscribe(self.subjects.topic_pattern(pattern), take)
+        try:
+            while True:
+                await arrived.wait()
+                arrived.clear()
+                if dropped:
+                    log.warning("listener of %r is slow: %d events were dropped", pattern, dropped)
+                    dropped = 0
+                while waiting:
+                    yield waiting.popleft()
+        finally:
+            await subscription.unsubscribe()
+
+    # ------------------------------------------------------------ requests
+    async def ask(self, agent: str, request: Request[R], *, timeout: float | None = None) -> R:
+        """Send a request and wait for its reply. Cancelling the wait cancels the handler.
+
+        Args:
+            agent: Whom to ask.
+            request: What.
+            timeout: Seconds; by default 30, or what is left of the deadline of the message being handled, which is
+                the most in any case.
+
+        Raises:
+            NoSuchAgentError: Nobody listens; names near misses. Within 100 ms.
+            NoHandlerError: The agent does not take this request.
+            MailboxFullError: Refused.
+            AgentStoppedError: The agent stopped first.
+            RemoteError: The handler raised.
+            DeadlineExceededError: No reply in time.
+            InvalidMessageError: The reply is not of the promised type.
+        """
+        reply = await self._request(agent, self._envelope(agent, request), self._timeout(agent, timeout))
+        result: R = codec.decode_body(type(request).reply_type(), reply.content)
+        return result
+
+    async def ask_raw(self, agent: str, message_type: str, content: Any, *, timeout: float | None = None) -> Any:
+        """Like `ask`, for callers that do not have the message class: plain data in, plain data out."""
+        envelope = self._outline(agent, message_type, msgspec.Raw(msgspec.json.encode(content)))
+        reply = await self._request(agent, envelope, self._timeout(agent, timeout))
+        return msgspec.json.decode(reply.content)
+
+    async def stream(self, agent: str, request: Request[R], *, timeout: float = ASK_TIMEOUT) -> AsyncIterator[R]:
+        """Chunks of a streaming answer, in order and without a gap; leaving the loop stops the producer.
+
+        A handler that does not stream gives its reply as the only chunk.
+
+        Args:
+            agent: Whom to ask.
+            request: What.
+            timeout: Seconds without any chunk after which the stream is given up.
+
+        Raises:
+            StreamIdleError: Nothing came for `timeout` seconds.
+            StreamGapError: A chunk was lost.
+            NoSuchAgentError: and the other errors of `ask`.
+        """
+        async for chunk in self._stream(self._envelope(agent, request), agent, type(request).reply_type(), timeout):
+            yield chunk
+
+    async def stream_raw(
+        self, agent: str, message_type: str, content: Any, *, timeout: float = ASK_TIMEOUT
+    ) -> AsyncIterator[Any]:
+        """Like `stream`, for callers that do not have the message class."""
+        envelope = self._outline(agent, message_type, msgspec.Raw(msgspec.json.encode(content)))
+        async for chunk in self._stream(envelope, agent, Any, timeout):
+            yield chunk
+
+    async def _stream(self, envelope: codec.Envelope, agent: str, kind: Any, timeout: float) -> AsyncIterator[Any]:
+        idle = self._timeout(agent, timeout)
+        envelope.window = WINDOW
+        here = current()
+        envelope.deadline = here.deadline if here else None
+        nobody = NoSuchAgentError(agent)
+        reader = StreamReader(self.transport, agent, kind, idle_timeout=idle, nobody=lambda: nobody)
+        try:
+            await self.transport.publish(self.subjects.mailbox(agent), codec.encode(envelope), reader.subject)
+            async for chunk in reader:
+                yield chunk
+        except NoSuchAgentError:
+            raise await self._no_such_agent(agent) from None
+        finally:
+            reader.close()
+            if not reader.finished:
+                await self._cancel(envelope.message_id)
+
+    async def _request(self, agent: str, envelope: codec.Envelope, timeout: float) -> codec.Envelope:
+        envelope.deadline = now() + timedelta(seconds=timeout)
+        try:
+            answer = await self.transport.request(self.subjects.mailbox(agent), codec.encode(envelope), timeout=timeout)
+        except NoRespondersError:
+            raise await self._no_such_agent(agent) from None
+        except DeadlineExceededError:
+            raise DeadlineExceededError(f"{agent}: {envelope.message_type}", timeout) from None
+        except asyncio.CancelledError:
+            await self._cancel(envelope.message_id)
+            raise
+        reply = codec.decode(answer.data)
+        if reply.message_type == codec.ERROR:
+            raise codec.decode_error(reply.content, agent)
+        return reply
+
+    async def _cancel(self, message_id: str) -> None:
+        if self.transport.is_connected:
+            await self.transport.publish(self.subjects.control(CANCEL), message_id.encode())
+
+    async def _no_such_agent(self, agent: str) -> NoSuchAgentError:
+        known = await registry.discover(self.transport, self.subjects, brief=True, timeout=0.08, stall=0.03)
+        return NoSuchAgentError(agent, registry.near_misses(agent, (info.name for info in known)))
+
+    # ------------------------------------------------------------ tasks
+    async def submit(
+        self,
+        task: Task[R],
+        *,
+        to: str | None = None,
+        task_id: str | None = None,
+        priority: str | None = None,
+        deadline: float | None = None,
+    ) -> Job[R]:
+        """Hand over a task; when this returns, the task is accepted and survives anything.
+
+        Args:
+            task: What to do.
+            to: The agent; None lets the supervisor find one that takes this type of task.
+            task_id: Your id, to make repeating safe: a second submit of the same id runs nothing again.
+            priority: `high`, `normal` or `low`; None takes the task's own.
+            deadline: Seconds from now after which the task is not worth starting.
+
+        Raises:
+            QueueFullError: Not accepted.
+            PublishTimeoutError: Unknown; submit again with the same id.
+        """
+        here = current()
+        return await self.tasks.submit(
+            task,
+            to=to,
+            task_id=task_id,
+            priority=priority,
+            deadline=deadline,
+            source=self.identity,
+            trace_id=here.trace_id if here else "",
+        )
+
+    def job(self, task_id: str, task_type: type[Task[R]] | None = None) -> Job[R]:
+        """A handle on a task submitted earlier, also by another process; without its type the result is plain data."""
+        return self.tasks.job(task_id, task_type)
+
+    def map(
+        self,
+        task_type: type[Task[R]],
+        items: Iterable[Any],
+        *,
+        to: str | None = None,
+        limit: int = 64,
+        on_error: Literal["raise", "return"] = "raise",
+        priority: str | None = None,
+    ) -> Batch[R]:
+        """Run a task for each item, at most `limit` under way; await it for the results in order of the items.
+
+        Args:
+            task_type: The task.
+            items: Tasks, dicts of fields, or values of its only required field.
+            to: The agent; None lets the supervisor find one.
+            limit: Tasks under way at the same time.
+            on_error: `raise` cancels the rest and raises `BatchFailedError` with the results so far; `return` puts
+                the error in the place of the result.
+            priority: As in `submit`.
+        """
+        return self.tasks.map(
+            task_type, items, to=to, limit=limit, on_error=on_error, priority=priority, source=self.identity
+        )
+
+    # ------------------------------------------------------------ services
+    def memory(self, namespace: str) -> Memory:
+        """Durable records of a namespace, kept by the memory service."""
+        return Memory(self.transport, self.subjects, namespace)
+
+    async def agents(self, name: str = "") -> list[AgentInfo]:
+        """Every replica that runs now, or only those of one agent."""
+        return await registry.discover(self.transport, self.subjects, name=name)
+
+    # ------------------------------------------------------------ parts
+    def _envelope(self, agent: str, message: Message) -> codec.Envelope:
+        name = wire_name(type(message))
+        if not name:
+            raise DefinitionError(type(message).__name__, "subclass it and send an instance of the subclass")
+        return self._outline(agent, name, msgspec.Raw(codec.encode_body(message)))
+
+    def _outline(self, agent: str, message_type: str, content: msgspec.Raw) -> codec.Envelope:
+        here = current()
+        return codec.Envelope(
+            message_id=new_id(),
+            message_type=message_type,
+            timestamp=now(),
+            source_agent_id=self.identity,
+            target_agent_id=agent,
+            schema_version=codec.SCHEMA_VERSION,
+            content=content,
+            trace_id=here.trace_id if here else "",
+            hops=here.hops + 1 if here else 0,
+        )
+
+    def _timeout(self, agent: str, wanted: float | None) -> float:
+        """Seconds to wait: never longer than whoever asked us waits."""
+        here = current()
+        if here is None:
+            return ASK_TIMEOUT if wanted is None else wanted
+        if here.hops + 1 >= MAX_HOPS:
+            raise CallDepthError(agent, here.hops + 1)
+        left = here.remaining()
+        if left is None:
+            return ASK_TIMEOUT if wanted is None else wanted
+        if left <= 0:
+            raise DeadlineExceededError(
+                f"{agent}: not asked, the deadline of the message being handled has passed", 0.0
+            )
+        return left if wanted is None else min(wanted, left)
+
+    def _bounce(self, agent: str) -> str:
+        """The reply subject of told events, one per receiver: refusals and 'no responders' come back to it."""
+        inbox = self._bounces.get(agent)
+        if inbox is None:
+            inbox = self._bounces[agent] = self.transport.open_inbox(lambda message: self._bounced(agent, message))
+        return inbox.subject
+
+    def _bounced(self, agent: str, message: WireMessage) -> None:
+        error: AgentMeshError
+        if is_no_responders(message):
+            error = NoSuchAgentError(agent)
+        else:
+            try:
+                error = codec.decode_error(codec.decode(message.data).content, agent)
+            except InvalidMessageError as problem:
+                error = problem
+        self._warn(agent, error)
+        if self.on_undelivered is not None:
+            self.on_undelivered(Undelivered(agent, error))
+
+    def _warn(self, agent: str, error: AgentMeshError) -> None:
+        """One line a second and receiver: a flood of refusals must not become a flood of log lines."""
+        time = asyncio.get_running_loop().time()
+        if time >= self._quiet_until.get(agent, 0.0):
+            self._quiet_until[agent] = time + 1.0
+            log.warning("an event told to %r was not delivered: %s", agent, error)

@@ -1,0 +1,107 @@
+"""Who is there: presence with capabilities and message schemas.
+
+There is no stored registry that could be out of date. Whoever wants to know asks on `ai.agent.control.T.who`, and
+every host of agents answers for its own; the answer is complete when nobody has said anything new for a moment.
+Hosts also announce agents that come and go on `ai.agent.control.T.presence`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from agentmesh.subjects import Subjects
+from agentmesh.transport import Transport
+
+WHO, PRESENCE = "who", "presence"
+
+STALL = 0.06
+"""Seconds of silence after which the answers are taken as complete; a host answers in well under 10 ms."""
+
+
+class MessageInfo(msgspec.Struct, omit_defaults=True):
+    """One type of message that an agent takes."""
+
+    name: str
+    kind: str
+    """`event`, `request`, `stream` or `task`."""
+    schema: dict[str, Any] = {}
+    reply_schema: dict[str, Any] | None = None
+    topic: str = ""
+
+
+class AgentInfo(msgspec.Struct, omit_defaults=True):
+    """One replica of an agent."""
+
+    name: str
+    node: str
+    replica: int = 1
+    state: str = "ready"
+    """`starting`, `ready`, `restarting`, `stopping`, `failed` or `stopped`."""
+    description: str = ""
+    messages: list[MessageInfo] = []
+    mailbox: int = 0
+    """Messages that wait."""
+    in_flight: int = 0
+    """Messages and tasks being handled."""
+    handled: int = 0
+    failed: int = 0
+    restarts: int = 0
+    started_at: datetime | None = None
+    pid: int = 0
+    host: str = ""
+    problem: str = ""
+    """Why it is not ready."""
+
+
+class Who(msgspec.Struct, omit_defaults=True):
+    """The question. An empty name asks for all."""
+
+    name: str = ""
+    brief: bool = False
+    """Leave out schemas and descriptions."""
+
+
+_answers = msgspec.json.Decoder(list[AgentInfo])
+encode = msgspec.json.encode
+
+
+async def discover(
+    transport: Transport,
+    subjects: Subjects,
+    *,
+    name: str = "",
+    brief: bool = False,
+    timeout: float = 0.5,
+    stall: float = STALL,
+) -> list[AgentInfo]:
+    """Every replica that is there now, sorted by name, node and replica.
+
+    Args:
+        transport: Where to ask.
+        subjects: Whose agents.
+        name: Only replicas of this agent.
+        brief: Without schemas and descriptions.
+        timeout: Seconds after which the answers so far are returned.
+        stall: Seconds of silence that end the wait early.
+    """
+    question = encode(Who(name, brief))
+    replies = await transport.request_many(subjects.control(WHO), question, timeout=timeout, stall=stall)
+    found = [info for reply in replies for info in _read(reply.data)]
+    return sorted(found, key=lambda info: (info.name, info.node, info.replica))
+
+
+def near_misses(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three known names that `name` may have meant."""
+    return difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.5)
+
+
+def _read(data: bytes) -> list[AgentInfo]:
+    try:
+        return _answers.decode(data)
+    except msgspec.MsgspecError:
+        return []  # somebody else's answer; the others count
