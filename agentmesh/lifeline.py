@@ -15,7 +15,6 @@ On Linux the parent-death signal is set as well: it reaches a child that is too 
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import select
 import signal
@@ -24,8 +23,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import TypedDict
-
-log = logging.getLogger(__name__)
 
 _VARIABLE = "AGENTMESH_LIFELINE"  # "<fd>" or "<fd>:pdeathsig", from parent to child; not a setting
 _PR_SET_PDEATHSIG = 1
@@ -128,7 +125,7 @@ os.register_at_fork(after_in_child=_forget_lifeline)
 def _watch(fd: int, grace: float) -> None:
     while os.read(fd, 1):
         pass
-    log.warning("the parent process is gone: stopping")
+    # Nothing is logged here: standard error may be a pipe to the parent that is gone, and block.
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(grace)
     if os.getpgrp() == os.getpid():

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import textwrap
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,6 +59,8 @@ class Process:
             pass
         matches = found()
         if len(matches) < nth:
+            if self._finished:  # its output ended, so it did or is about to
+                await asyncio.wait([asyncio.ensure_future(self._process.wait())], timeout=1.0)
             state = f"ended with {self.returncode}" if self._finished else f"still running after {timeout:g} s"
             raise AssertionError(f"{self.name} printed no line {nth} matching {pattern!r} ({state}):\n{self.output}")
         return matches[nth - 1]
@@ -98,7 +101,8 @@ class Process:
         self.signal(signal.SIGKILL)
 
     def pause(self) -> None:
-        self.signal(signal.SIGSTOP)
+        """SIGSTOP; returns when all its threads stand still."""
+        pause_pid(self.pid)
 
     def resume(self) -> None:
         self.signal(signal.SIGCONT)
@@ -180,6 +184,15 @@ def kill_pid(pid: int) -> None:
     """SIGKILL; does nothing when there is no such process."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def pause_pid(pid: int) -> None:
+    """SIGSTOP; returns when all threads of the process stand still, which takes the kernel a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    while any(
+        path.read_text().rpartition(")")[2].split()[0] != "T" for path in Path(f"/proc/{pid}/task").glob("*/stat")
+    ):
+        time.sleep(0.001)
 
 
 def _stat(pid: int) -> list[str] | None:

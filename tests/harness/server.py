@@ -1,4 +1,4 @@
-"""A real nats-server that can be killed, paused and brought back."""
+"""Real nats-servers that can be killed, paused and brought back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from agentmesh.broker import BrokerOptions, EmbeddedBroker
+from agentmesh import ports
+from agentmesh.broker import TEMPORARY_PREFIX, BrokerOptions, EmbeddedBroker
+from tests.harness.process import pause_pid
 
 
 class Server:
@@ -32,7 +34,7 @@ class Server:
         self._own_store: tempfile.TemporaryDirectory[str] | None = None
         if options.store is None:
             # One that lives as long as this object: `terminate` keeps it.
-            self._own_store = tempfile.TemporaryDirectory(prefix="agentmesh-test-", ignore_cleanup_errors=True)
+            self._own_store = tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, ignore_cleanup_errors=True)
             options = dataclasses.replace(options, store=Path(self._own_store.name))
         self.broker = EmbeddedBroker(options)
 
@@ -82,7 +84,7 @@ class Server:
 
     def pause(self) -> None:
         """SIGSTOP: connections stay open, nobody answers."""
-        os.kill(self.pid, signal.SIGSTOP)
+        pause_pid(self.pid)
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
@@ -117,3 +119,53 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.cleanup()
+
+
+class Cluster:
+    """Three servers routed together on loopback; streams may have three replicas.
+
+    A server takes connections at once, but JetStream answers only when the three have a leader: retry until then.
+    """
+
+    def __init__(self, **changes: Any) -> None:
+        """`changes` are fields of `BrokerOptions` for all of them."""
+        listening = random_ports(3)
+        routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in listening)
+        extra = changes.pop("extra_config", "")
+        self.servers = [
+            Server(
+                name=f"n{number}",
+                extra_config=f'{extra}\ncluster {{ name: test, listen: "127.0.0.1:{port}", routes: [{routes}] }}',
+                **changes,
+            )
+            for number, port in enumerate(listening, start=1)
+        ]
+
+    @property
+    def urls(self) -> list[str]:
+        return [server.url for server in self.servers]
+
+    def named(self, name: str) -> Server:
+        """The server a stream's or consumer's cluster info calls `name`."""
+        return next(server for server in self.servers if server.broker.options.name == name)
+
+    async def __aenter__(self) -> Self:
+        async with asyncio.TaskGroup() as group:
+            for server in self.servers:
+                group.create_task(server.start())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        async with asyncio.TaskGroup() as group:
+            for server in self.servers:
+                group.create_task(server.cleanup())
+
+
+def random_ports(count: int) -> list[int]:
+    """So many different free ports."""
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(ports.free_port())
+    return sorted(found)
