@@ -1,0 +1,354 @@
+"""One connection to the broker that comes back by itself, whatever ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+
+import nats.errors
+from nats.aio.subscription import Subscription as NatsSubscription
+
+from agentmesh.errors import (
+    BrokerTooOldError,
+    BrokerUnavailableError,
+    ConnectionLostError,
+    PayloadTooLargeError,
+    PermissionDeniedError,
+)
+from agentmesh.ids import new_id
+from agentmesh.transport.client import NatsClient
+from agentmesh.transport.inbox import Mux
+from agentmesh.transport.options import TransportOptions, shown_url
+from agentmesh.transport.wire import HEADROOM, Message, check_pattern, check_subject, encode_headers
+
+log = logging.getLogger("agentmesh.transport")
+
+REQUIRED_VERSION = (2, 14)
+STALL_TIMEOUT = 5.0
+"""Seconds a publish waits for a server that takes no data."""
+HIGH_WATER = 1024 * 1024
+"""Bytes in the write buffer from which publishers wait."""
+KNOWN_SUBJECTS = 1024
+
+_DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE)
+
+
+class Subscription:
+    """A live subscription; it survives reconnects and rebuilt connections until `unsubscribe()`."""
+
+    __slots__ = ("_connection", "_live", "callback", "denied", "queue", "subject")
+
+    def __init__(self, connection: Connection, subject: str, callback: Callable[[Message], None], queue: str) -> None:
+        self._connection = connection
+        self._live: NatsSubscription | None = None
+        self.subject = subject
+        self.callback = callback
+        self.queue = queue
+        self.denied = False
+
+    async def unsubscribe(self) -> None:
+        """End it. Messages that are on their way are dropped. Never raises because the broker is gone."""
+        self._connection.forget(self)
+
+
+class Connection:
+    """See the module. `state` is connected, reconnecting or closed."""
+
+    def __init__(self, options: TransportOptions, label: str = "") -> None:
+        self.options = options
+        self.state = "connecting"
+        self.generation = 0
+        """Grows with every connection made; what was in flight on an older one may be lost."""
+        self._name = options.name + label
+        self._nc = NatsClient()
+        self._subscriptions: dict[Subscription, None] = {}
+        self._known: set[str] = set()
+        self._limit = 0
+        self._room: asyncio.Future[None] | None = None
+        self._rebuilding: asyncio.Task[None] | None = None
+        self._listeners: list[Callable[[str], None]] = []
+        self._wait = 0.2
+        self._last_problem = ""
+        self._prefix = f"{options.reply_prefix}.{new_id()}"
+        self._unique = itertools.count(1)
+        self.inbox = Mux(self, self._prefix)
+
+    # -- opening and closing
+
+    async def open(self) -> None:
+        """Make the first connection within `connect_timeout`.
+
+        Raises:
+            BrokerUnavailableError: Nobody answers there in time, or the login is refused.
+            BrokerTooOldError: The broker is older than agentmesh needs.
+            PermissionDeniedError: The user may not subscribe to its own reply subjects.
+        """
+        await self._dial(self._nc, self.options.connect_timeout)
+        version = str(self._nc._server_info.get("version", "0"))
+        if _version(version) < REQUIRED_VERSION:
+            await self.close()
+            raise BrokerTooOldError(version, ".".join(map(str, REQUIRED_VERSION)))
+        self._up()
+        try:
+            await self.subscribe(self.inbox.prefix + "*", self.inbox.dispatch)
+        except PermissionDeniedError:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Send what is buffered and close, within a second. Never raises because the broker is gone."""
+        if self.state == "closed":
+            return
+        nc, was = self._nc, self.state
+        self._set_state("closed")
+        self.inbox.fail_all("the connection was closed")
+        if self._rebuilding is not None:
+            self._rebuilding.cancel()
+        if was == "connected" and nc.is_connected:
+            await nc.round_trip(0.4)
+        await _end(nc)
+
+    async def _dial(self, nc: NatsClient, timeout: float) -> None:
+        """Connect `nc` or raise BrokerUnavailableError. A refused login is final; a refused socket is tried again."""
+        self._last_problem = "no answer"
+        options = self.options
+        attempt = asyncio.create_task(
+            nc.connect(
+                [shown_url(url) for url in options.servers],
+                name=self._name,
+                error_cb=self._on_error,
+                disconnected_cb=self._on_disconnected,
+                reconnected_cb=self._on_reconnected,
+                closed_cb=self._on_closed,
+                allow_reconnect=False,  # for the first handshake only, see below
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.2,  # type: ignore[arg-type]
+                connect_timeout=2,
+                ping_interval=5,
+                max_outstanding_pings=2,
+                flush_timeout=5,
+                pending_size=1 << 40,  # publishers wait in `_make_room`, where waiting ends and can be cancelled
+                inbox_prefix=options.reply_prefix,
+                **options.credentials(),
+                **options.tls(),
+            )
+        )
+        try:
+            done, _ = await asyncio.wait({attempt}, timeout=timeout)
+            if not done:
+                raise BrokerUnavailableError(options.shown, f"{self._last_problem} within {timeout:g} s")
+            attempt.result()
+        except (OSError, nats.errors.Error, TimeoutError) as error:
+            raise BrokerUnavailableError(options.shown, _plain(error)) from error
+        finally:
+            if not attempt.done() or attempt.cancelled() or attempt.exception() is not None:
+                attempt.cancel()
+                nc.abort()
+        nc.options["allow_reconnect"] = True
+
+    # -- publishing
+
+    async def publish(self, subject: str, data: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
+        """Put a message on the wire. It is gone when the connection is: only durable publishes are confirmed.
+
+        Raises:
+            InvalidSubjectError: `subject` or `reply` is malformed; nothing was sent.
+            PayloadTooLargeError: Body and headers are over the limit; nothing was sent.
+            ConnectionLostError: The broker took no data for 5 seconds, or the connection is closed.
+        """
+        if subject not in self._known:
+            self._check(subject)
+        if reply and not reply.startswith(self.inbox.prefix):
+            check_subject(reply)
+        block = encode_headers(headers) if headers else b""
+        if len(data) + len(block) > self._limit:
+            raise PayloadTooLargeError(len(data) + len(block), self._limit)
+        if self._nc._pending_data_size > HIGH_WATER or self._nc.is_closed:
+            await self._make_room()
+        self._nc.write(subject, data, reply, block)
+
+    def send(self, subject: str, data: bytes, reply: str = "") -> None:
+        """Like `publish`, for small messages of our own on checked subjects; dropped while there is no connection."""
+        if self.state == "connected" and not self._nc.is_closed:
+            self._nc.write(subject, data, reply)
+
+    def _check(self, subject: str) -> None:
+        check_subject(subject)
+        if len(self._known) >= KNOWN_SUBJECTS:
+            self._known.clear()
+        self._known.add(subject)
+
+    async def _make_room(self) -> None:
+        """Wait until the write buffer is below its limit; a stalled or missing server ends the wait after a while."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + STALL_TIMEOUT
+        while self._nc.buffered > HIGH_WATER or self._nc.is_closed:
+            left = deadline - loop.time()
+            if self.state == "closed":
+                raise ConnectionLostError
+            if left <= 0:
+                raise ConnectionLostError(f"the broker took no data for {STALL_TIMEOUT:g} s; nothing was sent")
+            if self._room is None or self._room.done():
+                self._room = self._nc.drained()
+            if self._room is None:
+                await asyncio.sleep(min(left, 0.05))
+            else:
+                await asyncio.wait({self._room}, timeout=min(left, 0.25))
+
+    # -- subscribing
+
+    async def subscribe(self, subject: str, callback: Callable[[Message], None], queue: str = "") -> Subscription:
+        """Subscribe, and wait until the broker knows; without a broker, it will know at the next connection.
+
+        Raises:
+            PermissionDeniedError: The broker does not let this user subscribe there.
+        """
+        check_pattern(subject)
+        if self.state == "closed":
+            raise ConnectionLostError
+        subscription = Subscription(self, subject, callback, queue)
+        self._subscriptions[subscription] = None
+        if self.state == "connected" and not self._nc.is_closed:
+            subscription._live = await self._nc.listen(subject, queue, callback)
+            await self._nc.round_trip(2.0)
+        if subscription.denied:
+            self.forget(subscription)
+            raise PermissionDeniedError("subscribe", subject)
+        return subscription
+
+    def unique_subject(self) -> str:
+        """The stem of reply subjects to subscribe to; inside what this user may read, outside the inbox wildcard."""
+        return f"{self._prefix}.s{next(self._unique)}"
+
+    def forget(self, subscription: Subscription) -> None:
+        self._subscriptions.pop(subscription, None)
+        if subscription._live is not None:
+            self._nc.unlisten(subscription._live)
+
+    # -- what nats-py tells us; nothing here may raise, it runs inside its read loop
+
+    async def _on_error(self, error: Exception) -> None:
+        self._last_problem = _plain(error)
+        denied = _DENIED.search(str(error))
+        if denied is not None:
+            self._on_denied(denied.group(1).lower(), denied.group(2))
+        elif self.state == "reconnecting":
+            self._wait = min(2.0, self._wait * 1.3)
+            self._nc.options["reconnect_time_wait"] = self._wait * random.uniform(0.8, 1.2)
+        elif self.state == "connected":
+            log.warning("broker connection %s: %s", self._name, self._last_problem)
+
+    def _on_denied(self, operation: str, subject: str) -> None:
+        if operation == "publish":
+            if not self.inbox.denied(subject):
+                log.warning("the broker denies publish on %r to this user; the message was dropped", subject)
+            return
+        for subscription in self._subscriptions:
+            if subscription.subject.lower() == subject:
+                subscription.denied = True
+                log.warning("the broker denies subscribe on %r to this user", subscription.subject)
+
+    async def _on_disconnected(self) -> None:
+        if self.state == "connected":
+            self._wait = 0.2
+            self._set_state("reconnecting")
+
+    async def _on_reconnected(self) -> None:
+        self._up()
+
+    async def _on_closed(self) -> None:
+        """nats-py gave up: a refused login, an oversized message, an account limit. Start over with a new client."""
+        if self.state == "closed" or self._rebuilding is not None:
+            return
+        self._set_state("reconnecting")
+        log.warning("broker connection %s was closed (%s); connecting anew", self._name, self._nc.last_error)
+        self._rebuilding = asyncio.create_task(self._rebuild())
+
+    async def _rebuild(self) -> None:
+        pause = 0.2
+        while self.state != "closed":
+            nc = NatsClient()
+            try:
+                await self._dial(nc, 5.0)
+                self._nc, old = nc, self._nc
+                await _end(old)
+                for subscription in list(self._subscriptions):
+                    subscription._live = await nc.listen(
+                        subscription.subject, subscription.queue, subscription.callback
+                    )
+            except (BrokerUnavailableError, nats.errors.Error) as error:
+                log.warning("broker connection %s: %s", self._name, error)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                pause = min(2.0, pause * 2)
+            else:
+                self._rebuilding = None
+                self._up()
+                return
+
+    # -- state
+
+    def _up(self) -> None:
+        self._limit = min(self._nc.max_payload, self.options.max_payload or self._nc.max_payload) - HEADROOM
+        self.generation += 1
+        self._set_state("connected")
+
+    def on_state(self, callback: Callable[[str], None]) -> None:
+        self._listeners.append(callback)
+
+    def _set_state(self, state: str) -> None:
+        if self.state == "closed":
+            return
+        self.state = state
+        for listener in self._listeners:
+            try:
+                listener(state)
+            except Exception:  # a broken listener must not end nats-py's read loop
+                log.exception("a connection state callback failed")
+
+    @property
+    def nc(self) -> NatsClient:
+        """The client of the moment; another one after a rebuild."""
+        return self._nc
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes a message may have, headers included."""
+        return self._limit
+
+    @property
+    def server_info(self) -> dict[str, Any]:
+        return self._nc._server_info
+
+    @property
+    def url(self) -> str:
+        """The server we are connected to, without credentials."""
+        server = self._nc._current_server
+        return shown_url(server.uri.geturl()) if server is not None else self.options.shown
+
+
+async def _end(nc: NatsClient) -> None:
+    """Close a client within half a second; a stalled socket is dropped instead of drained."""
+    closing = asyncio.create_task(nc.close())
+    done, _ = await asyncio.wait({closing}, timeout=0.3)
+    if not done:
+        nc.abort()
+        done, _ = await asyncio.wait({closing}, timeout=0.2)
+    if not done:
+        closing.cancel()
+    elif closing.exception() is not None:
+        log.debug("closing a broker connection: %s", closing.exception())
+
+
+def _plain(error: BaseException) -> str:
+    """The text of a client error, without the client's prefix."""
+    text = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
+    return "the broker refused the login" if "authorization" in text.lower() else text
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])

@@ -1,0 +1,185 @@
+"""Durable publishes: confirmed by the stream, repeated with the same id until they are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+import msgspec
+
+from agentmesh.errors import (
+    BrokerError,
+    PayloadTooLargeError,
+    PublishTimeoutError,
+    SequenceConflictError,
+    StreamFullError,
+)
+from agentmesh.transport.api import ATTEMPT_TIMEOUT, TRANSIENT, UnavailableError, patiently, refusal
+from agentmesh.transport.connection import Connection
+from agentmesh.transport.wire import Message
+
+WINDOW = 256
+"""Publishes in flight on one connection; more gain nothing, fewer cost throughput."""
+
+_FULL, _TOO_LARGE, _CONFLICT = 10077, 10054, (10071, 10164)
+
+
+class PubAck(msgspec.Struct, frozen=True):
+    """Where a message is stored. `duplicate`: it was there already, under the same id."""
+
+    stream: str
+    sequence: int = msgspec.field(name="seq")
+    duplicate: bool = False
+
+
+class _Refusal(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Answer(msgspec.Struct):
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: _Refusal | None = None
+
+
+class _ConflictError(Exception):
+    """Somebody wrote first. Holds the stream's name, to look who it was."""
+
+    def __init__(self, stream: str) -> None:
+        self.stream = stream
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
+
+
+class Publisher:
+    """Durable publishes over one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._inbox = connection.inbox
+        self._loop = asyncio.get_running_loop()
+        self._free = WINDOW
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    async def publish(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        msg_id: str = "",
+        headers: dict[str, str] | None = None,
+        expect_last: int | None = None,
+        timeout: float = 30.0,
+    ) -> PubAck:
+        """Store a message and return where. See `Transport.publish_durable`."""
+        sent = dict(headers) if headers else {}
+        if msg_id:
+            sent["Nats-Msg-Id"] = msg_id
+        if expect_last is not None:
+            sent["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
+        start = self._loop.time()
+        if self._free > 0 and not self._queue:
+            self._free -= 1
+        else:
+            await self._take_slot(subject, timeout)
+        try:
+            try:
+                left = timeout - (self._loop.time() - start)
+                return await self._attempt(subject, data, sent, min(left, ATTEMPT_TIMEOUT))
+            except TRANSIENT as error:
+                left = timeout - (self._loop.time() - start)
+                return await self._again(subject, data, sent, left, timeout, error)
+        except _ConflictError:
+            raise SequenceConflictError(subject, expect_last or 0) from None
+        finally:
+            self._give_slot()
+
+    async def _attempt(self, subject: str, data: bytes, headers: dict[str, str], timeout: float) -> PubAck:
+        reply = await self._inbox.request(subject, data, timeout=timeout, headers=headers or None)
+        try:
+            answer = _decode(reply.data)
+        except msgspec.DecodeError as error:
+            raise BrokerError(f"{subject!r} was answered by something that is not a stream") from error
+        if answer.error is None:
+            return PubAck(answer.stream, answer.seq, answer.duplicate)
+        raise self._refused(subject, data, answer.error, answer.stream)
+
+    def _refused(self, subject: str, data: bytes, error: _Refusal, stream: str) -> Exception:
+        code, description = error.err_code, error.description
+        if code in _CONFLICT:
+            return _ConflictError(stream)
+        if code == _TOO_LARGE:
+            return PayloadTooLargeError(len(data), self._connection.max_payload)
+        if code == _FULL and "maximum" in description:
+            return StreamFullError(subject, description)
+        if code == _FULL:  # the disk failed or is full: the message is not stored, the next attempt may work
+            return UnavailableError(f"{subject!r}: {description} ({code})")
+        return refusal(f"publish on {subject!r}", msgspec.to_builtins(error))
+
+    async def _again(
+        self,
+        subject: str,
+        data: bytes,
+        headers: dict[str, str],
+        left: float,
+        timeout: float,
+        first: BaseException,
+    ) -> PubAck:
+        """Repeat with the same id. An earlier attempt may be stored already, with only its confirmation lost."""
+
+        async def attempt(seconds: float) -> PubAck:
+            return await self._attempt(subject, data, headers, seconds)
+
+        try:
+            if left <= 0:
+                raise first
+            return await patiently(attempt, left)
+        except TRANSIENT as error:
+            raise PublishTimeoutError(subject, timeout) from error
+        except _ConflictError as conflict:
+            ours = await self._stored(conflict.stream, subject, headers.get("Nats-Msg-Id", ""))
+            if ours is None:
+                raise
+            return ours
+
+    async def _stored(self, stream: str, subject: str, msg_id: str) -> PubAck | None:
+        """Our own message, when it is the last one on the subject: then the conflict is with ourselves."""
+        if not msg_id or not stream:
+            return None
+        try:
+            last: Message = await self._inbox.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=2.0)
+        except (*TRANSIENT, BrokerError):
+            return None
+        headers = last.headers or {}
+        if "Nats-Sequence" not in headers or headers.get("Nats-Msg-Id") != msg_id:
+            return None
+        return PubAck(stream, int(headers["Nats-Sequence"]), duplicate=True)
+
+    # -- the window
+
+    async def _take_slot(self, subject: str, timeout: float) -> None:
+        slot: asyncio.Future[None] = self._loop.create_future()
+        self._queue.append(slot)
+        try:
+            async with asyncio.timeout(timeout):
+                await slot
+        except BaseException as error:
+            if slot.done() and not slot.cancelled():
+                self._give_slot()
+            elif slot in self._queue:
+                self._queue.remove(slot)
+            if isinstance(error, TimeoutError):
+                raise PublishTimeoutError(subject, timeout) from error
+            raise
+
+    def _give_slot(self) -> None:
+        while self._queue:
+            slot = self._queue.popleft()
+            if not slot.done():
+                slot.set_result(None)
+                return
+        self._free += 1

@@ -1,0 +1,120 @@
+"""Reading stored messages by direct get: no consumer, any replica answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
+
+import msgspec
+
+from agentmesh.errors import ConnectionLostError, DeadlineExceededError
+from agentmesh.transport.api import CALL_TIMEOUT, TRANSIENT, UnavailableError, patiently
+from agentmesh.transport.inbox import Mux
+from agentmesh.transport.wire import Message, ServerStatus, is_no_responders
+
+T = TypeVar("T")
+
+BATCH_SILENCE = 2.0
+
+
+@dataclass(frozen=True)
+class StoredMessage:
+    """A message as a stream holds it."""
+
+    subject: str
+    sequence: int
+    data: bytes = field(repr=False)
+    headers: dict[str, str] = field(repr=False)
+    time: datetime
+    """When it was stored; aware, UTC."""
+
+
+class Reader:
+    """Direct gets over one connection."""
+
+    def __init__(self, inbox: Mux) -> None:
+        self._inbox = inbox
+
+    async def last(self, stream: str, subject: str) -> StoredMessage | None:
+        return await self._one(f"{stream}.{subject}", b"")
+
+    async def at(self, stream: str, sequence: int) -> StoredMessage | None:
+        return await self._one(stream, msgspec.json.encode({"seq": sequence}))
+
+    async def _one(self, where: str, body: bytes) -> StoredMessage | None:
+        async def attempt(seconds: float) -> StoredMessage | None:
+            reply = await self._inbox.request("$JS.API.DIRECT.GET." + where, body, timeout=seconds)
+            if reply.headers is not None and "Nats-Sequence" in reply.headers:
+                return _stored(reply)
+            if type(reply.headers) is ServerStatus and reply.headers.code == "404":
+                return None
+            raise UnavailableError(f"direct get answered {dict(reply.headers or {})}")
+
+        return await self._patiently(attempt, where)
+
+    async def many(self, stream: str, subject: str, start: int, limit: int) -> list[StoredMessage]:
+        body = msgspec.json.encode({"seq": max(1, start), "next_by_subj": subject, "batch": limit})
+
+        async def attempt(_: float) -> list[StoredMessage]:
+            return await self._batch(stream, body, limit)
+
+        return await self._patiently(attempt, stream)
+
+    async def _batch(self, stream: str, body: bytes, limit: int) -> list[StoredMessage]:
+        """One batched get. It is over with its status line, or when the last message says that none is left."""
+        got: list[StoredMessage] = []
+        over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def on_message(message: Message) -> None:
+            headers = message.headers or {}
+            if "Nats-Sequence" in headers:
+                got.append(_stored(message))
+                if len(got) < limit and headers.get("Nats-Num-Pending") != "0":
+                    return
+                code = "204"
+            elif is_no_responders(message):
+                code = "503"
+            else:
+                code = headers.get("Status", "")
+            if not over.done():
+                over.set_result(code)
+
+        inbox = self._inbox.open(on_message)
+        try:
+            await self._inbox.send("$JS.API.DIRECT.GET." + stream, body, inbox.subject)
+            seen = -1
+            while not over.done() and len(got) > seen:
+                seen = len(got)
+                await asyncio.wait({over}, timeout=BATCH_SILENCE)
+        finally:
+            inbox.close()
+        if not over.done():
+            raise DeadlineExceededError(f"reading {stream}", BATCH_SILENCE)
+        if over.result() not in ("204", "404"):
+            raise UnavailableError(f"direct get of {stream} answered {over.result()}")
+        return got
+
+    async def _patiently(self, attempt: Callable[[float], Awaitable[T]], where: str) -> T:
+        try:
+            return await patiently(attempt, CALL_TIMEOUT)
+        except TRANSIENT as error:
+            raise ConnectionLostError(f"cannot read {where}: {error}") from error
+
+
+def _stored(message: Message) -> StoredMessage:
+    headers = dict(message.headers or {})
+    subject = headers.pop("Nats-Subject")
+    sequence = int(headers.pop("Nats-Sequence"))
+    stamp = headers.pop("Nats-Time-Stamp")
+    for key in ("Nats-Stream", "Nats-Num-Pending", "Nats-Last-Sequence", "Nats-UpTo-Sequence"):
+        headers.pop(key, None)
+    return StoredMessage(subject, sequence, message.data, headers, _time(stamp))
+
+
+def _time(stamp: str) -> datetime:
+    """`2026-11-21T07:10:00.123456789Z`; Python reads at most six digits."""
+    whole, _, fraction = stamp.removesuffix("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}.{fraction[:6]:0<6}+00:00")
