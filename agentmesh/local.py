@@ -1,0 +1,73 @@
+"""What `agentmesh up` runs as processes, inside this one: for notebooks, scripts and tests without a running mesh.
+
+An embedded broker, the dispatcher that routes tasks sent without an address, and the memory service.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from agentmesh import registry
+from agentmesh.broker import BrokerOptions, EmbeddedBroker
+from agentmesh.subjects import Subjects
+from agentmesh.tasks import Dispatcher
+from agentmesh.transport import Transport
+
+
+class LocalServices:
+    """See the module.
+
+    Args:
+        store: Folder for everything that lasts; None uses a temporary one.
+    """
+
+    def __init__(self, store: Path | None) -> None:
+        self._temporary = None if store is not None else tempfile.TemporaryDirectory(prefix="agentmesh-")
+        self._folder = Path(self._temporary.name) if self._temporary is not None else Path(store or ".")
+        self._broker: EmbeddedBroker | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._memory: Any = None
+
+    async def start_broker(self) -> str:
+        """Start the broker; returns its address."""
+        self._broker = EmbeddedBroker(BrokerOptions(store=self._folder / "broker"))
+        await self._broker.start()
+        return self._broker.url
+
+    async def start_services(self, transport: Transport, subjects: Subjects) -> None:
+        """Start the dispatcher and the memory service."""
+        self._dispatcher = dispatcher(transport, subjects)
+        await self._dispatcher.start()
+        # By name: the memory service is a layer outside the core, which must not depend on it.
+        service = importlib.import_module("agentmesh.memory_store")
+        self._memory = service.MemoryService(transport, self._folder / "memory.db")
+        await self._memory.start()
+
+    async def stop_services(self) -> None:
+        """Stop what `start_services` started."""
+        if self._dispatcher is not None:
+            await self._dispatcher.stop()
+        if self._memory is not None:
+            await self._memory.stop()
+
+    async def stop_broker(self) -> None:
+        """Stop the broker and forget a temporary folder."""
+        if self._broker is not None:
+            await self._broker.stop()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+
+def dispatcher(transport: Transport, subjects: Subjects) -> Dispatcher:
+    """A dispatcher that finds the agents of a task type through the registry."""
+
+    async def locate(task_type: str) -> list[str]:
+        infos = await registry.discover(transport, subjects)
+        return sorted(
+            {info.name for info in infos if any(m.kind == "task" and m.name == task_type for m in info.messages)}
+        )
+
+    return Dispatcher(transport, subjects, locate)

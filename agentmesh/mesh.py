@@ -1,0 +1,239 @@
+"""`connect`: the way in for programs, notebooks and tests.
+
+    async with agentmesh.connect() as mesh:
+        await mesh.spawn(Greeter)
+        print(await mesh.ask("greeter", Greet(name="Ada")))
+
+It finds a broker by itself: the address given, `$NATS_URL`, a running `agentmesh up` of this folder or one above it,
+or else it starts an embedded one in this process, with the services that `agentmesh up` would run beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from agentmesh import config, runfile
+from agentmesh.agent import Agent, CellOptions
+from agentmesh.client import Client
+from agentmesh.host import Host
+from agentmesh.ids import new_id
+from agentmesh.local import LocalServices
+from agentmesh.refs import AgentRef
+from agentmesh.subjects import Subjects
+from agentmesh.transport import Transport, TransportOptions
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from agentmesh.sync import SyncMesh
+
+STOP_GRACE = 5.0
+"""Seconds agents of this process get to finish when the mesh is closed."""
+
+
+@dataclass(frozen=True)
+class ConnectOptions:
+    """Where and as whom to connect."""
+
+    url: str | None = None
+    tenant: str | None = None
+    name: str = ""
+    transport: TransportOptions | None = None
+    """Credentials, TLS and the like; its address is replaced by the one that was found."""
+    subjects: Subjects | None = None
+    """A subject scheme of your own; otherwise that of `tenant`."""
+    store: Path | None = None
+    """Where an embedded broker keeps its data; None forgets it at the end."""
+    own_thread: bool | None = None
+    """Run spawned agents on a thread of their own. None: only in notebooks, where a busy cell would stop them."""
+
+
+class Mesh(Client):
+    """A connection to a mesh, with the verbs of `Client`, and agents of this process.
+
+    Made by `connect`. Use it from the event loop that made it; `mesh.sync` serves plain code.
+    """
+
+    def __init__(self, transport: Transport, options: ConnectOptions, local: LocalServices | None) -> None:
+        subjects = options.subjects or Subjects(options.tenant or "default")
+        super().__init__(transport, subjects, options.name or f"client-{new_id()}")
+        self._options = options
+        self._local = local
+        self._host: Host | None = None
+        self._sync: SyncMesh | None = None
+        self._interactive = _in_notebook() if options.own_thread is None else options.own_thread
+
+    @property
+    def url(self) -> str:
+        """The broker's address, without credentials."""
+        return self.transport.url
+
+    def __repr__(self) -> str:
+        return f"Mesh({self.url!r}, tenant={self.subjects.tenant!r}, {self.transport.state})"
+
+    # ------------------------------------------------------------ agents of this process
+    async def spawn(
+        self,
+        agent_class: type[Agent],
+        *args: Any,
+        name: str | None = None,
+        replicas: int = 1,
+        options: CellOptions | None = None,
+        **kwargs: Any,
+    ) -> AgentRef:
+        """Start an agent in this process, supervised; spawning a name again replaces it.
+
+        Args:
+            agent_class: The agent.
+            args: For its constructor, at every start and restart.
+            name: Its address; by default made from the class name.
+            replicas: How many run side by side behind that address.
+            options: Settings that differ from the class's.
+            kwargs: For its constructor.
+
+        Raises:
+            Exception: What the constructor or `on_start` raised.
+        """
+        if self._interactive:
+            return await self._on_thread(
+                lambda mesh: mesh.spawn(agent_class, *args, name=name, replicas=replicas, options=options, **kwargs)
+            )
+        host = await self._hosting()
+        chosen = replace(options or CellOptions(), args=args, kwargs=kwargs)
+        if name is not None:
+            chosen = replace(chosen, name=name)
+        for replica in range(1, replicas + 1):
+            cell = await host.spawn(agent_class, replace(chosen, replica=replica))
+        return self.ref(cell.name)
+
+    async def stop(self, agent: str, *, grace: float = STOP_GRACE) -> int:
+        """Stop the replicas of an agent that this process runs; returns how many there were."""
+        if self._interactive:
+            return await self._on_thread(lambda mesh: mesh.stop(agent, grace=grace))
+        return await self._host.stop_agent(agent, grace=grace) if self._host else 0
+
+    async def kill(self, agent: str) -> int:
+        """End the replicas of an agent here at once; those who wait for an answer are told."""
+        return await self.stop(agent, grace=0.0)
+
+    async def _hosting(self) -> Host:
+        if self._host is None:
+            self._host = Host(self, self.identity)
+            await self._host.start()
+        return self._host
+
+    # ------------------------------------------------------------ plain code
+    @property
+    def sync(self) -> SyncMesh:
+        """The same mesh for code without `await`, on a thread and connection of its own; works in notebooks."""
+        if self._sync is None:
+            from agentmesh.sync import SyncMesh
+
+            self._sync = SyncMesh(replace(self._options, url=self.url, own_thread=False))
+        return self._sync
+
+    async def _on_thread(self, action: Callable[[Mesh], Any]) -> Any:
+        return await asyncio.wrap_future(self.sync.submit_call(action))
+
+    # ------------------------------------------------------------ end
+    async def close(self) -> None:
+        """Stop the agents of this process, then whatever `connect` started. Never raises because the broker is gone."""
+        if self._sync is not None:
+            await asyncio.to_thread(self._sync.close)
+        if self._host is not None:
+            await self._host.drain(STOP_GRACE if self.transport.is_connected else 0.0)
+        if self._local is not None:
+            await self._local.stop_services()
+        await self.transport.close()
+        if self._local is not None:
+            await self._local.stop_broker()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class Connecting:
+    """What `connect` returns: `await` it, or use it as `async with`."""
+
+    def __init__(self, options: ConnectOptions) -> None:
+        self._options = options
+        self._mesh: Mesh | None = None
+
+    def __await__(self) -> Generator[Any, None, Mesh]:
+        return _connect(self._options).__await__()
+
+    async def __aenter__(self) -> Mesh:
+        self._mesh = await _connect(self._options)
+        return self._mesh
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._mesh is not None:
+            await self._mesh.close()
+
+
+def connect(
+    url: str | None = None,
+    *,
+    tenant: str | None = None,
+    name: str = "",
+    transport: TransportOptions | None = None,
+    subjects: Subjects | None = None,
+    store: Path | None = None,
+    own_thread: bool | None = None,
+) -> Connecting:
+    """Connect to a mesh: `mesh = await connect()` or `async with connect() as mesh`.
+
+    Args:
+        url: The broker; see the module for what happens without.
+        tenant: Whose agents; by default that of the `agentmesh up` that was found, or `default`.
+        name: The sender that agents see.
+        transport: Credentials, TLS and timeouts.
+        subjects: A subject scheme of your own.
+        store: Folder for the data of an embedded broker; None forgets it at the end.
+        own_thread: Run spawned agents on a thread of their own; by default only in notebooks.
+
+    Raises:
+        BrokerUnavailableError: There is an address, and no broker at it.
+        BrokerTooOldError: The broker lacks what agentmesh needs.
+        BrokerStartError: The embedded broker could not be started.
+    """
+    return Connecting(ConnectOptions(url, tenant, name, transport, subjects, store, own_thread))
+
+
+async def _connect(options: ConnectOptions) -> Mesh:
+    url, local = options.url or config.broker_url(), None
+    if url is None and (running := runfile.find()) is not None:
+        url = running.url
+        options = replace(options, tenant=options.tenant or running.tenant)
+    if url is None:
+        local = LocalServices(options.store)
+        url = await local.start_broker()
+    settings = replace(options.transport or TransportOptions(), url=url)
+    if options.name:
+        settings = replace(settings, name=options.name)
+    try:
+        transport = await Transport.connect(settings)
+        if local is not None:
+            await local.start_services(transport, options.subjects or Subjects(options.tenant or "default"))
+    except BaseException:
+        if local is not None:
+            await local.stop_broker()
+        raise
+    return Mesh(transport, options, local)
+
+
+def _in_notebook() -> bool:
+    return "ipykernel" in sys.modules and os.environ.get("JPY_PARENT_PID") is not None

@@ -1,0 +1,207 @@
+"""The mesh for plain code: a connection on a thread of its own, and calls that block.
+
+    mesh = await agentmesh.connect()        # in a notebook cell, or
+    mesh = agentmesh.SyncMesh()             # in a script without asyncio
+    mesh.sync.ask("greeter", Greet(name="Ada"))
+
+The loop runs on its own thread, so a busy cell cannot starve heartbeats, and no running loop is nested. Interrupting a
+call (Ctrl-C, the stop button) cancels that call, not the mesh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+
+from agentmesh.messages import Event, Request, Task
+from agentmesh.refs import AgentRef
+from agentmesh.registry import AgentInfo
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from agentmesh.agent import Agent
+    from agentmesh.mesh import ConnectOptions, Mesh
+    from agentmesh.tasks import Job
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+_DONE = object()
+
+
+class LoopThread:
+    """An event loop on a daemon thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="agentmesh", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+        self.loop.close()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run `work` on the loop; the future may be waited for by any thread."""
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("mesh.sync cannot be used inside an agent: use 'await self.mesh...'")
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` on the loop and wait for it; an interrupt cancels it."""
+        future = self.submit(work)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Stop the loop and wait for the thread."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+
+
+class SyncJob(Generic[R]):
+    """A submitted task, for plain code."""
+
+    def __init__(self, thread: LoopThread, job: Job[R]) -> None:
+        self._thread = thread
+        self._job = job
+        self.id = job.id
+
+    def __repr__(self) -> str:
+        return f"SyncJob({self.id!r})"
+
+    def result(self, timeout: float | None = None) -> R:
+        """See `Job.result`."""
+        return self._thread.run(self._job.result(timeout))
+
+    def cancel(self) -> bool:
+        """See `Job.cancel`."""
+        return self._thread.run(self._job.cancel())
+
+    def __iter__(self) -> Iterator[Any]:
+        """Progress and chunks, from the first one on, until the task is decided."""
+        return _pulled(self._thread, aiter(self._job))
+
+
+class SyncMesh:
+    """`Mesh` without `await`. Every method is the one of the same name there, and blocks.
+
+    Args:
+        options: Where to connect; by default like `connect()`.
+    """
+
+    def __init__(self, options: ConnectOptions | None = None) -> None:
+        from agentmesh.mesh import ConnectOptions, _connect
+
+        self._thread = LoopThread()
+        try:
+            self._mesh: Mesh = self._thread.run(_connect(options or ConnectOptions(own_thread=False)))
+        except BaseException:
+            self._thread.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"Sync{self._mesh!r}"
+
+    def tell(self, agent: str, event: Event, *, timeout: float | None = None) -> None:
+        self._thread.run(self._mesh.tell(agent, event, timeout=timeout))
+
+    def ask(self, agent: str, request: Request[R], *, timeout: float | None = None) -> R:
+        return self._thread.run(self._mesh.ask(agent, request, timeout=timeout))
+
+    def stream(self, agent: str, request: Request[R], *, timeout: float = 30.0) -> Iterator[R]:
+        return _pulled(self._thread, self._mesh.stream(agent, request, timeout=timeout))
+
+    def publish(self, topic: str, event: Event) -> None:
+        self._thread.run(self._mesh.publish(topic, event))
+
+    def submit(
+        self,
+        task: Task[R],
+        *,
+        to: str | None = None,
+        task_id: str | None = None,
+        priority: str | None = None,
+        deadline: float | None = None,
+    ) -> SyncJob[R]:
+        work = self._mesh.submit(task, to=to, task_id=task_id, priority=priority, deadline=deadline)
+        return SyncJob(self._thread, self._thread.run(work))
+
+    def job(self, task_id: str, task_type: type[Task[R]] | None = None) -> SyncJob[R]:
+        async def make() -> Job[R]:
+            return self._mesh.job(task_id, task_type)
+
+        return SyncJob(self._thread, self._thread.run(make()))
+
+    def map(
+        self,
+        task_type: type[Task[R]],
+        items: Iterable[Any],
+        *,
+        to: str | None = None,
+        limit: int = 64,
+        on_error: Literal["raise", "return"] = "raise",
+    ) -> list[R]:
+        async def collect() -> list[R]:
+            return await self._mesh.map(task_type, items, to=to, limit=limit, on_error=on_error)
+
+        return self._thread.run(collect())
+
+    def spawn(
+        self, agent_class: type[Agent], *args: Any, name: str | None = None, replicas: int = 1, **kwargs: Any
+    ) -> AgentRef:
+        return self._thread.run(self._mesh.spawn(agent_class, *args, name=name, replicas=replicas, **kwargs))
+
+    def stop(self, agent: str) -> int:
+        return self._thread.run(self._mesh.stop(agent))
+
+    def agents(self, name: str = "") -> list[AgentInfo]:
+        return self._thread.run(self._mesh.agents(name))
+
+    def call_tool(self, tool: Any, **arguments: Any) -> Any:
+        """Call a tool, by name or by function."""
+        return self._thread.run(self._mesh.tools.call(tool, **arguments))
+
+    def submit_call(self, action: Callable[[Mesh], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Run any coroutine of the mesh on its thread, for what has no method here."""
+        return self._thread.submit(action(self._mesh))
+
+    def close(self) -> None:
+        """Stop the agents of this thread, the connection and the thread."""
+        self._thread.run(self._mesh.close())
+        self._thread.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _pulled(thread: LoopThread, items: AsyncIterator[T]) -> Iterator[T]:
+    """Items of an async iterator, pulled one by one; leaving the loop closes it."""
+
+    async def step() -> Any:
+        return await anext(items, _DONE)
+
+    async def end() -> None:
+        close = getattr(items, "aclose", None)
+        if close is not None:
+            await close()
+
+    try:
+        while (item := thread.run(step())) is not _DONE:
+            yield item
+    finally:
+        thread.run(end())
