@@ -9,6 +9,7 @@ from agentmesh.transport.options import TransportOptions
 from agentmesh.transport.publisher import PubAck
 from agentmesh.transport.pull import Delivery, PullConsumer
 from agentmesh.transport.reading import StoredMessage
+from agentmesh.transport.services import Endpoint, Service, Services
 from agentmesh.transport.streams import ConsumerInfo, ConsumerSpec, StreamInfo, StreamSpec
 from agentmesh.transport.transport import Transport
 from agentmesh.transport.wire import Message, ServerStatus, is_no_responders
@@ -17,11 +18,14 @@ __all__ = [
     "ConsumerInfo",
     "ConsumerSpec",
     "Delivery",
+    "Endpoint",
     "Inbox",
     "Message",
     "PubAck",
     "PullConsumer",
     "ServerStatus",
+    "Service",
+    "Services",
     "StoredMessage",
     "StreamInfo",
     "StreamSpec",

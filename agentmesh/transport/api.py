@@ -88,7 +88,7 @@ class JetStreamApi:
             raise ConnectionLostError(f"JetStream did not answer {operation} within {timeout:g} s: {error}") from error
 
     async def once(self, operation: str, payload: bytes, timeout: float) -> dict[str, Any]:
-        reply = await self._inbox.request("$JS.API." + operation, payload, timeout=timeout)
+        reply = await self._inbox.attempt("$JS.API." + operation, payload, timeout=timeout)
         answer: dict[str, Any] = msgspec.json.decode(reply.data)
         if "error" in answer:
             raise refusal(operation, answer["error"])

@@ -88,6 +88,12 @@ class NatsClient(Client):
         """Connected by its own account, but nobody reads the socket any more."""
         return self.is_connected and (self._reading_task is None or self._reading_task.done())
 
+    @property
+    def is_stuck(self) -> bool:
+        """Reconnecting by its own account, but nobody is at it any more."""
+        task = self._reconnection_task
+        return self.is_reconnecting and task is not None and task.done()
+
     def abort(self) -> None:
         """Drop the socket without waiting for unsent bytes: a stalled peer would make that wait endless."""
         writer = getattr(self._transport, "_io_writer", None)

@@ -24,6 +24,7 @@ from agentmesh.ids import new_id
 from agentmesh.transport.client import NatsClient
 from agentmesh.transport.inbox import Mux
 from agentmesh.transport.options import TransportOptions, shown_url
+from agentmesh.transport.watchdog import Watchdog
 from agentmesh.transport.wire import HEADROOM, Message, check_pattern, check_subject, encode_headers
 
 log = logging.getLogger("agentmesh.transport")
@@ -59,17 +60,20 @@ class Subscription:
 class Connection:
     """See the module. `state` is connected, reconnecting or closed."""
 
-    def __init__(self, options: TransportOptions, label: str = "") -> None:
+    def __init__(self, options: TransportOptions, label: str = "", *, jetstream: bool = True) -> None:
         self.options = options
+        self.name = options.name + label
         self.state = "connecting"
         self.generation = 0
         """Grows with every connection made; what was in flight on an older one may be lost."""
-        self._name = options.name + label
         self._nc = NatsClient()
         self._subscriptions: dict[Subscription, None] = {}
         self._known: set[str] = set()
         self._limit = 0
         self._room: asyncio.Future[None] | None = None
+        self._usable = asyncio.Event()
+        self._watchdog = Watchdog(self, jetstream=jetstream)
+        self._watching: asyncio.Task[None] | None = None
         self._rebuilding: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[str], None]] = []
         self._wait = 0.2
@@ -99,6 +103,7 @@ class Connection:
         except PermissionDeniedError:
             await self.close()
             raise
+        self._watching = asyncio.create_task(self._watchdog.run())
 
     async def close(self) -> None:
         """Send what is buffered and close, within a second. Never raises because the broker is gone."""
@@ -107,8 +112,9 @@ class Connection:
         nc, was = self._nc, self.state
         self._set_state("closed")
         self.inbox.fail_all("the connection was closed")
-        if self._rebuilding is not None:
-            self._rebuilding.cancel()
+        for task in (self._watching, self._rebuilding):
+            if task is not None:
+                task.cancel()
         if was == "connected" and nc.is_connected:
             await nc.round_trip(0.4)
         await _end(nc)
@@ -120,7 +126,7 @@ class Connection:
         attempt = asyncio.create_task(
             nc.connect(
                 [shown_url(url) for url in options.servers],
-                name=self._name,
+                name=self.name,
                 error_cb=self._on_error,
                 disconnected_cb=self._on_disconnected,
                 reconnected_cb=self._on_reconnected,
@@ -171,6 +177,16 @@ class Connection:
         if self._nc._pending_data_size > HIGH_WATER or self._nc.is_closed:
             await self._make_room()
         self._nc.write(subject, data, reply, block)
+
+    async def until_usable(self, timeout: float) -> None:
+        """Wait for a connection; ConnectionLostError if there is none within `timeout` seconds."""
+        if self.state == "closed":
+            raise ConnectionLostError
+        try:
+            async with asyncio.timeout(timeout):
+                await self._usable.wait()
+        except TimeoutError as error:
+            raise ConnectionLostError(f"no connection to the broker within {timeout:g} s") from error
 
     def send(self, subject: str, data: bytes, reply: str = "") -> None:
         """Like `publish`, for small messages of our own on checked subjects; dropped while there is no connection."""
@@ -241,7 +257,7 @@ class Connection:
             self._wait = min(2.0, self._wait * 1.3)
             self._nc.options["reconnect_time_wait"] = self._wait * random.uniform(0.8, 1.2)
         elif self.state == "connected":
-            log.warning("broker connection %s: %s", self._name, self._last_problem)
+            log.warning("broker connection %s: %s", self.name, self._last_problem)
 
     def _on_denied(self, operation: str, subject: str) -> None:
         if operation == "publish":
@@ -263,14 +279,18 @@ class Connection:
 
     async def _on_closed(self) -> None:
         """nats-py gave up: a refused login, an oversized message, an account limit. Start over with a new client."""
+        self.rebuild(_plain(self._nc.last_error) if self._nc.last_error else "no reason given")
+
+    def rebuild(self, problem: str) -> None:
+        """Replace the client by a new one, with all subscriptions."""
         if self.state == "closed" or self._rebuilding is not None:
             return
         self._set_state("reconnecting")
-        log.warning("broker connection %s was closed (%s); connecting anew", self._name, self._nc.last_error)
+        log.warning("broker connection %s was closed (%s); connecting anew", self.name, problem)
         self._rebuilding = asyncio.create_task(self._rebuild())
 
     async def _rebuild(self) -> None:
-        pause = 0.2
+        pause, said = 0.2, ""
         while self.state != "closed":
             nc = NatsClient()
             try:
@@ -282,7 +302,9 @@ class Connection:
                         subscription.subject, subscription.queue, subscription.callback
                     )
             except (BrokerUnavailableError, nats.errors.Error) as error:
-                log.warning("broker connection %s: %s", self._name, error)
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("broker connection %s: %s", self.name, error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(2.0, pause * 2)
             else:
@@ -304,6 +326,12 @@ class Connection:
         if self.state == "closed":
             return
         self.state = state
+        if state == "connected":
+            self._usable.set()
+        else:
+            self._usable.clear()
+            self._room = None
+            self.inbox.interrupt("the connection was lost on the way")
         for listener in self._listeners:
             try:
                 listener(state)

@@ -19,6 +19,10 @@ Callback = Callable[[Message], None]
 class Writer(Protocol):
     """The part of a connection that requests need."""
 
+    state: str
+
+    async def until_usable(self, timeout: float) -> None: ...
+
     async def publish(
         self, subject: str, data: bytes, reply: str = "", headers: dict[str, str] | None = None
     ) -> None: ...
@@ -27,9 +31,12 @@ class Writer(Protocol):
 class Waiting:
     """One request on its way."""
 
-    __slots__ = ("deadline", "future", "subject", "timeout")
+    __slots__ = ("deadline", "future", "repeatable", "subject", "timeout")
 
-    def __init__(self, future: asyncio.Future[Message], subject: str, deadline: float, timeout: float) -> None:
+    def __init__(
+        self, future: asyncio.Future[Message], subject: str, deadline: float, timeout: float, repeatable: bool
+    ) -> None:
+        self.repeatable = repeatable
         self.future = future
         self.subject = subject
         self.deadline = deadline
@@ -91,19 +98,30 @@ class Mux:
             DeadlineExceededError: No reply within `timeout` seconds.
             PermissionDeniedError: The broker does not let us publish there; known at once.
         """
-        reply = await self.exchange(subject, data, timeout=timeout, headers=headers)
+        reply = await self._exchange(subject, data, timeout, headers, False)
         if reply.headers is not None and is_no_responders(reply):
             raise NoRespondersError(subject)
         return reply
 
-    async def exchange(
+    async def attempt(
         self, subject: str, data: bytes, *, timeout: float, headers: dict[str, str] | None = None
     ) -> Message:
-        """Like `request`, and the broker's "no responders" is a reply like any other."""
+        """Like `request`, for callers that will try again: never sent without a connection, where copies would pile
+        up in the write buffer, and failed with ConnectionLostError at once when the connection breaks."""
+        if self._writer.state != "connected":
+            await self._writer.until_usable(timeout)
+        reply = await self._exchange(subject, data, timeout, headers, True)
+        if reply.headers is not None and is_no_responders(reply):
+            raise NoRespondersError(subject)
+        return reply
+
+    async def _exchange(
+        self, subject: str, data: bytes, timeout: float, headers: dict[str, str] | None, repeatable: bool
+    ) -> Message:
         key = next(self._keys)
         future: asyncio.Future[Message] = self._loop.create_future()
         deadline = self._loop.time() + timeout
-        self._waiting[key] = Waiting(future, subject, deadline, timeout)
+        self._waiting[key] = Waiting(future, subject, deadline, timeout, repeatable)
         if deadline < self._wake:
             self._arm(deadline)
         try:
@@ -132,6 +150,12 @@ class Mux:
         for waiting in hit:
             waiting.future.set_exception(PermissionDeniedError("publish", waiting.subject))
         return bool(hit)
+
+    def interrupt(self, problem: str) -> None:
+        """The connection broke: those who will try again need not wait for their deadline."""
+        for waiting in self._waiting.values():
+            if waiting.repeatable and not waiting.future.done():
+                waiting.future.set_exception(ConnectionLostError(problem))
 
     def fail_all(self, problem: str) -> None:
         """The connection is closed for good: nobody will answer."""

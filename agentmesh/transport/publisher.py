@@ -14,6 +14,7 @@ from agentmesh.errors import (
     SequenceConflictError,
     StreamFullError,
 )
+from agentmesh.ids import new_id
 from agentmesh.transport.api import ATTEMPT_TIMEOUT, TRANSIENT, UnavailableError, patiently, refusal
 from agentmesh.transport.connection import Connection
 from agentmesh.transport.wire import Message
@@ -77,10 +78,10 @@ class Publisher:
     ) -> PubAck:
         """Store a message and return where. See `Transport.publish_durable`."""
         sent = dict(headers) if headers else {}
-        if msg_id:
-            sent["Nats-Msg-Id"] = msg_id
         if expect_last is not None:
             sent["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
+        if msg_id or expect_last is None:
+            sent["Nats-Msg-Id"] = msg_id or new_id()  # a repetition must not be stored twice
         start = self._loop.time()
         if self._free > 0 and not self._queue:
             self._free -= 1
@@ -99,7 +100,7 @@ class Publisher:
             self._give_slot()
 
     async def _attempt(self, subject: str, data: bytes, headers: dict[str, str], timeout: float) -> PubAck:
-        reply = await self._inbox.request(subject, data, timeout=timeout, headers=headers or None)
+        reply = await self._inbox.attempt(subject, data, timeout=timeout, headers=headers or None)
         try:
             answer = _decode(reply.data)
         except msgspec.DecodeError as error:
@@ -151,7 +152,7 @@ class Publisher:
         if not msg_id or not stream:
             return None
         try:
-            last: Message = await self._inbox.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=2.0)
+            last: Message = await self._inbox.attempt(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=2.0)
         except (*TRANSIENT, BrokerError):
             return None
         headers = last.headers or {}

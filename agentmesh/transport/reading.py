@@ -46,7 +46,7 @@ class Reader:
 
     async def _one(self, where: str, body: bytes) -> StoredMessage | None:
         async def attempt(seconds: float) -> StoredMessage | None:
-            reply = await self._inbox.request("$JS.API.DIRECT.GET." + where, body, timeout=seconds)
+            reply = await self._inbox.attempt("$JS.API.DIRECT.GET." + where, body, timeout=seconds)
             if reply.headers is not None and "Nats-Sequence" in reply.headers:
                 return _stored(reply)
             if type(reply.headers) is ServerStatus and reply.headers.code == "404":
@@ -56,23 +56,33 @@ class Reader:
         return await self._patiently(attempt, where)
 
     async def many(self, stream: str, subject: str, start: int, limit: int) -> list[StoredMessage]:
-        body = msgspec.json.encode({"seq": max(1, start), "next_by_subj": subject, "batch": limit})
-
-        async def attempt(_: float) -> list[StoredMessage]:
-            return await self._batch(stream, body, limit)
-
-        return await self._patiently(attempt, stream)
-
-    async def _batch(self, stream: str, body: bytes, limit: int) -> list[StoredMessage]:
-        """One batched get. It is over with its status line, or when the last message says that none is left."""
         got: list[StoredMessage] = []
+        more = True
+        while more and len(got) < limit:  # the broker ends a batch early when its messages are large
+
+            async def attempt(_: float) -> tuple[list[StoredMessage], bool]:
+                return await self._batch(stream, subject, start, limit - len(got))  # noqa: B023  (awaited at once)
+
+            batch, more = await self._patiently(attempt, stream)
+            got += batch
+            start = batch[-1].sequence + 1 if batch else start
+            more = more and bool(batch)
+        return got
+
+    async def _batch(self, stream: str, subject: str, start: int, limit: int) -> tuple[list[StoredMessage], bool]:
+        """One batched get, and whether there is more. Over with its status line, or when nothing is left."""
+        body = msgspec.json.encode({"seq": max(1, start), "next_by_subj": subject, "batch": limit})
+        got: list[StoredMessage] = []
+        pending = "0"
         over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def on_message(message: Message) -> None:
+            nonlocal pending
             headers = message.headers or {}
+            pending = headers.get("Nats-Num-Pending", pending)
             if "Nats-Sequence" in headers:
                 got.append(_stored(message))
-                if len(got) < limit and headers.get("Nats-Num-Pending") != "0":
+                if len(got) < limit and pending != "0":
                     return
                 code = "204"
             elif is_no_responders(message):
@@ -95,7 +105,7 @@ class Reader:
             raise DeadlineExceededError(f"reading {stream}", BATCH_SILENCE)
         if over.result() not in ("204", "404"):
             raise UnavailableError(f"direct get of {stream} answered {over.result()}")
-        return got
+        return got, pending != "0"
 
     async def _patiently(self, attempt: Callable[[float], Awaitable[T]], where: str) -> T:
         try:

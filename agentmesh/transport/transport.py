@@ -16,6 +16,7 @@ from agentmesh.transport.options import TransportOptions
 from agentmesh.transport.publisher import PubAck, Publisher
 from agentmesh.transport.pull import Delivery, PullConsumer
 from agentmesh.transport.reading import Reader, StoredMessage
+from agentmesh.transport.services import Services
 from agentmesh.transport.streams import Admin, ConsumerInfo, ConsumerSpec, StreamInfo, StreamSpec
 from agentmesh.transport.wire import Message, is_no_responders
 
@@ -28,9 +29,9 @@ ACK_TIMEOUT = 1.0
 class Transport:
     """One process's connection to the broker, with everything agentmesh needs on top. Made by `connect`."""
 
-    def __init__(self, options: TransportOptions) -> None:
+    def __init__(self, options: TransportOptions, *, jetstream: bool = True) -> None:
         self.options = options
-        self.connection = Connection(options)
+        self.connection = Connection(options, jetstream=jetstream)
         self._bulk: Connection | None = None
         self._bulk_publisher: Publisher | None = None
         self._bulk_opening = asyncio.Lock()
@@ -38,6 +39,8 @@ class Transport:
         self._api = JetStreamApi(self.connection.inbox)
         self._admin = Admin(self._api)
         self._reader = Reader(self.connection.inbox)
+        self.services = Services(self.connection)
+        """Discovery: `add` a service and `start` once."""
         self._consumers: dict[tuple[str, str], ConsumerSpec] = {}
         self._pulls: list[PullConsumer] = []
 
@@ -53,7 +56,7 @@ class Transport:
             BrokerUnavailableError: No connection in time, or the login was refused.
             BrokerTooOldError: The broker is older than 2.14.
         """
-        transport = cls(options)
+        transport = cls(options, jetstream=jetstream)
         await transport.connection.open()
         return transport
 
@@ -189,7 +192,8 @@ class Transport:
         Args:
             subject: Where to.
             data: The body.
-            msg_id: Stored once within the stream's duplicate window; without it, a repetition may be stored twice.
+            msg_id: Stored once within the stream's duplicate window, also when you call this again. Without it (and
+                without `expect_last`) only the repetitions of this one call are recognised.
             headers: Copied, not changed.
             expect_last: Store it only if the last message on `subject` has this sequence; 0: if there is none.
             timeout: Seconds until PublishTimeoutError. Cancelling leaves the fate of the message unknown, too.
@@ -297,7 +301,7 @@ class Transport:
         """Settle it and wait for the broker's confirmation; three tries of a second. False if unconfirmed."""
         for _ in range(ACK_TRIES):
             try:
-                await self.connection.inbox.request(delivery.reply, b"+ACK", timeout=ACK_TIMEOUT)
+                await self.connection.inbox.attempt(delivery.reply, b"+ACK", timeout=ACK_TIMEOUT)
             except (DeliveryError, ConnectionLostError):
                 continue
             return True
