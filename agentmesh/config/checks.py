@@ -1,0 +1,109 @@
+"""What is wrong with a file, said so that it can be put right: key, value, and what was expected."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from agentmesh.config.model import Settings
+from agentmesh.errors import ConfigError, InvalidNameError
+from agentmesh.subjects import token
+
+VARIABLE = re.compile(r"(?P<escaped>\$)?\$\{(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\}")
+"""`${NAME}`, `${NAME:-default}`, and `$${`, which is a plain `${`."""
+
+
+def check_file(document: Mapping[str, Any], profiles: Any, source: str) -> None:
+    """Unknown keys and plain secrets, in the file and in all its profiles, chosen or not."""
+    _check_keys(document, Settings, "", source, extra=("profiles",))
+    _check_secrets(document, "", source)
+    if not isinstance(profiles, Mapping):
+        raise ConfigError("profiles", f"{profiles!r} is not a table such as [profiles.prod]", source)
+    for name, table in profiles.items():
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"profiles.{name}", f"{table!r} is not a table such as [profiles.{name}]", source)
+        _check_keys(table, Settings, f"profiles.{name}.", source)
+        _check_secrets(table, f"profiles.{name}.", source)
+
+
+def _check_keys(
+    table: Mapping[str, Any], model: type[BaseModel], path: str, source: str, extra: Iterable[str] = ()
+) -> None:
+    fields = {info.alias or name: info for name, info in model.model_fields.items()}
+    for name, value in table.items():
+        if name not in fields:
+            known = [*fields, *extra]
+            where = f"[{path.removesuffix('.')}]" if path else "the file"
+            raise ConfigError(
+                f"{path}{name}", f"unknown key{meant(name, known)} ({where} knows: {', '.join(known)})", source
+            )
+        inner = table_of(fields[name].annotation)
+        if not isinstance(value, Mapping) and (inner or get_origin(fields[name].annotation) is dict):
+            raise ConfigError(f"{path}{name}", f"{value!r}: expected a table", source)
+        if inner is not None and isinstance(value, Mapping):
+            _check_keys(value, inner, f"{path}{name}.", source)
+        elif inner is None and get_origin(fields[name].annotation) is dict and isinstance(value, Mapping):
+            kind = table_of(get_args(fields[name].annotation)[1])
+            for key, entry in value.items() if kind else ():
+                if kind and isinstance(entry, Mapping):
+                    _check_keys(entry, kind, f"{path}{name}.{key}.", source)
+
+
+def _check_secrets(table: Mapping[str, Any], path: str, source: str) -> None:
+    broker = table.get("broker")
+    if not isinstance(broker, Mapping):
+        return
+    for name in ("password", "token"):
+        written = broker.get(name)
+        if isinstance(written, str) and VARIABLE.fullmatch(written) is None:
+            raise ConfigError(
+                f"{path}broker.{name}",
+                f'secrets do not belong in a file: write {name} = "${{NATS_{name.upper()}}}" and set that variable',
+                source,
+            )
+
+
+def check_names(agents: Iterable[str], origins: Mapping[str, str]) -> None:
+    for name in agents:
+        try:
+            token("agent", name)
+        except InvalidNameError as error:
+            raise ConfigError(f"agents.{name}", str(error), origins.get(f"agents.{name}", "")) from None
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=2)
+    return f"; did you mean {' or '.join(repr(word) for word in near)}?" if near else ""
+
+
+def explained(error: ValidationError, origins: Mapping[str, str]) -> ConfigError:
+    """The first problem pydantic found, in our words."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    source = _nearest(key, origins)
+    if first["type"] == "missing":
+        return ConfigError(key, "is missing", source)
+    expected = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    value = "" if isinstance(first["input"], Mapping | BaseModel) else f"{first['input']!r}: "
+    return ConfigError(key, f"{value}{expected}", source)
+
+
+def _nearest(key: str, origins: Mapping[str, str]) -> str:
+    """The origin of `key`, or of the nearest table around it."""
+    while key:
+        if key in origins:
+            return origins[key]
+        key = key.rpartition(".")[0]
+    return ""
+
+
+def table_of(annotation: Any) -> type[BaseModel] | None:
+    """The table a field holds, also when it may be None; else None."""
+    if get_origin(annotation) in (Union, UnionType):
+        return next(filter(None, map(table_of, get_args(annotation))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

@@ -1,0 +1,255 @@
+"""The settings themselves: one class for each table of the file. The defaults are the recommended values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from agentmesh.config.values import Duration, ModuleTarget, Overflow, Size, Target, Tenant
+
+EMBEDDED = "embedded"
+MEMORY = "memory"
+
+
+class Table(BaseModel):
+    """One table of the file: immutable, and unknown keys are errors."""
+
+    # No `use_attribute_docstrings`: reading the sources for them costs every command 25 ms; `cli/docs.py` does it.
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BrokerSettings(Table):
+    """Where messages go."""
+
+    url: str = EMBEDDED
+    """`embedded` starts a broker and stops it again; else the URL of a running one (several: separated by commas)."""
+
+    store: str = ".agentmesh"
+    """Directory of the embedded broker's data; `memory`: gone on exit."""
+
+    host: str = "127.0.0.1"
+    """Address the embedded broker listens on."""
+
+    port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of the embedded broker; 0 takes any free one. Unset: 4222, or a free one when that is taken."""
+
+    max_payload: Size = 1024 * 1024
+    """Largest message the embedded broker takes, in bytes."""
+
+    sync_always: bool = True
+    """Every accepted message is on disk before it is confirmed; without it a power failure loses up to two minutes."""
+
+    user: str | None = None
+    """User name."""
+
+    password: str | None = None
+    """Password; in a file only as `${NAME}`."""
+
+    token: str | None = None
+    """Token; in a file only as `${NAME}`."""
+
+    creds: str | None = None
+    """Path of a NATS credentials file."""
+
+    tls_ca: str | None = None
+    """Path of the certificate authority's certificate. TLS is spoken first (`handshake_first`)."""
+
+    tls_cert: str | None = None
+    """Path of our certificate."""
+
+    tls_key: str | None = None
+    """Path of our certificate's key."""
+
+    replicas: int | None = Field(default=None, ge=1, le=5)
+    """Copies of each stream; unset: 3 when the cluster has three or more nodes, else 1."""
+
+    @property
+    def embedded(self) -> bool:
+        return self.url == EMBEDDED
+
+
+class NodeSettings(Table):
+    """Processes that host agents."""
+
+    count: int = Field(default=1, ge=1, le=256)
+    """Node processes that share the agents without a process of their own."""
+
+    grace: Duration = 10.0
+    """Seconds agents get to finish when they are stopped; then they are killed."""
+
+
+class MailboxSettings(Table):
+    """The queue in front of an agent."""
+
+    size: int = Field(default=1024, ge=1)
+    """Messages that may wait."""
+
+    overflow: Overflow = "reject"
+    """What happens to a message that finds it full: `reject` tells the sender, `drop_oldest`, or `block`."""
+
+
+class RestartSettings(Table):
+    """How often a failing child is started again before its supervisor gives up."""
+
+    max: int = Field(default=3, ge=0)
+    """Restarts within `window`; 0 never restarts."""
+
+    window: Duration = 5.0
+    """Seconds the count looks back."""
+
+
+class DefaultSettings(Table):
+    """What holds for every agent that does not say otherwise."""
+
+    deadline: Duration = 30.0
+    """Seconds the command line waits for an answer."""
+
+    concurrency: int | None = Field(default=None, ge=1)
+    """Messages an agent handles at the same time; unset: what its class says (1)."""
+
+    mailbox: MailboxSettings | None = None
+    """Unset: what the agent's class says."""
+
+    restart: RestartSettings = RestartSettings()
+
+
+class AgentSettings(Table):
+    """One agent: `[agents.NAME]`."""
+
+    target: Target = Field(alias="class")
+    """The class, as `module:Class`."""
+
+    replicas: int = Field(default=1, ge=0, le=1024)
+    """How many run."""
+
+    isolation: Literal["shared", "process"] = "shared"
+    """`shared`: in the node processes, beside other agents; `process`: each replica in a process of its own."""
+
+    args: dict[str, Any] = {}
+    """Arguments of the constructor."""
+
+    env: dict[str, str] = {}
+    """Variables for its process; needs `isolation = "process"`."""
+
+    concurrency: int | None = Field(default=None, ge=1)
+    """Messages it handles at the same time; unset: the default, or what its class says."""
+
+    mailbox: MailboxSettings | None = None
+    """Unset: the default, or what its class says."""
+
+    @model_validator(mode="after")
+    def _env_needs_a_process(self) -> Self:
+        if self.env and self.isolation != "process":
+            raise ValueError("env needs isolation = 'process': agents in a shared process share its environment")
+        return self
+
+
+class ToolSettings(Table):
+    """Tools served to agents: `[tools]`."""
+
+    targets: list[ModuleTarget] = []
+    """Modules with `@tool` functions, or single functions as `module:function`."""
+
+    executors: int = Field(default=1, ge=0, le=64)
+    """Processes that run tools."""
+
+
+class MemorySettings(Table):
+    """The memory service: `[memory]`."""
+
+    enabled: bool = True
+    """Whether `agentmesh up` starts it."""
+
+    path: str | None = None
+    """The SQLite file; unset: `memory.db` in the broker's store."""
+
+
+class Settings(Table):
+    """Everything agentmesh can be told."""
+
+    name: str = "mesh"
+    """What is shown on screen; unset: the directory's name."""
+
+    tenant: Tenant = "default"
+    """Whose agents these are; tenants never see each other."""
+
+    broker: BrokerSettings = BrokerSettings()
+    node: NodeSettings = NodeSettings()
+    defaults: DefaultSettings = DefaultSettings()
+    agents: dict[str, AgentSettings] = {}
+    tools: ToolSettings = ToolSettings()
+    memory: MemorySettings = MemorySettings()
+
+    _file: Path | None = PrivateAttr(default=None)
+    _root: Path = PrivateAttr(default_factory=Path.cwd)
+    _profile: str = PrivateAttr(default="")
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _written: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def file(self) -> Path | None:
+        """The file that was read; None if there is none."""
+        return self._file
+
+    @property
+    def root(self) -> Path:
+        """The project: the directory of the file, else the current one. Relative paths and modules start here."""
+        return self._root
+
+    @property
+    def profile(self) -> str:
+        """The profile that was chosen; empty for none."""
+        return self._profile
+
+    def origin(self, key: str) -> str:
+        """Where the value of a dotted key came from, such as `mesh.toml` or `$NATS_URL`."""
+        return self._origins.get(key, "default")
+
+    def entries(self) -> Iterator[Entry]:
+        """Every setting with its value and origin; secrets are not shown."""
+        for key, value in _leaves(self.model_dump(by_alias=True)):
+            yield Entry(key, _shown(key, value, self._written), self.origin(key))
+
+    def path(self, value: str) -> Path:
+        """A path from the settings, taken from the project's directory."""
+        return self._root / Path(value).expanduser()
+
+    @property
+    def store(self) -> Path | None:
+        """Directory of the embedded broker's data; None: nothing is kept."""
+        return None if self.broker.store == MEMORY else self.path(self.broker.store)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One setting, for people."""
+
+    key: str
+    value: str
+    origin: str
+
+
+def _leaves(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def _shown(key: str, value: Any, written: Mapping[str, str]) -> str:
+    """The value for people: what came from a `${…}` as it was written, and never a secret."""
+    if key in written:
+        return written[key]
+    if key in ("broker.password", "broker.token") and value:
+        return "***"
+    if key == "broker.url":
+        return re.sub(r"://[^@/,]*@", "://***@", str(value))
+    if value is None:
+        return "(unset)"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
