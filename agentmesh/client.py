@@ -24,6 +24,7 @@ from agentmesh.errors import (
     DefinitionError,
     InvalidMessageError,
     MailboxFullError,
+    NoRespondersError,
     NoSuchAgentError,
     StreamFullError,
 )
@@ -36,7 +37,7 @@ from agentmesh.streaming import WINDOW, StreamReader
 from agentmesh.subjects import Subjects
 from agentmesh.tasks import Batch, Job, TaskClient
 from agentmesh.tool import ToolClient
-from agentmesh.transport import Inbox, NoRespondersError, Transport, is_no_responders
+from agentmesh.transport import Inbox, Transport, is_no_responders
 from agentmesh.transport import Message as WireMessage
 
 R = TypeVar("R")

@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -26,7 +27,8 @@ from agentmesh.errors import AgentMeshError, ConfigError
 from agentmesh.registry import AgentInfo, MessageInfo
 from agentmesh.supervisor import ChildSpec, Exit, RestartPolicy, Supervisor
 from agentmesh.tasks import TaskWorker
-from agentmesh.transport import Endpoint, Message, Service, ServiceRegistry, Subscription
+from agentmesh.transport import Endpoint, Message, Service, Services, Subscription
+from agentmesh.version import __version__
 
 log = logging.getLogger("agentmesh.host")
 
@@ -110,22 +112,34 @@ class Hosted:
 
     def _service(self) -> Service:
         cell = self.cell
-        subject = cell.client.subjects.mailbox(cell.name)
-        return Service(
-            name=cell.name,
-            version="1.0.0",
-            description=cell.behaviour.description,
-            metadata={"agentmesh.node": self._host.node, "agentmesh.tenant": cell.client.subjects.tenant},
-            endpoints=[
-                Endpoint(
-                    name="messages",
-                    subject=subject,
-                    queue_group=cell.client.subjects.mailbox_group(cell.name),
-                    metadata={"messages": ", ".join(cell.behaviour.handlers)},
-                )
-            ],
-            counts=lambda: (cell.counters.handled + cell.counters.failed, cell.counters.failed, cell.problem),
+        subjects = cell.client.subjects
+        messages = Endpoint(
+            name="messages",
+            subject=subjects.mailbox(cell.name),
+            queue_group=subjects.mailbox_group(cell.name),
+            metadata={"messages": ", ".join(cell.behaviour.handlers)},
         )
+        return AgentService(
+            name=cell.name,
+            version=__version__,
+            description=cell.behaviour.description,
+            metadata={"agentmesh.node": self._host.node, "agentmesh.tenant": subjects.tenant},
+            endpoints=[messages],
+            cell=cell,
+        )
+
+
+@dataclass(kw_only=True)
+class AgentService(Service):
+    """The micro service of one replica; its statistics are those of the cell."""
+
+    cell: AgentCell
+
+    def answer(self, verb: str) -> dict[str, Any]:
+        counters, (messages,) = self.cell.counters, self.endpoints
+        messages.requests, messages.errors = counters.handled + counters.failed, counters.failed
+        messages.processing_time, messages.last_error = counters.busy, self.cell.problem
+        return super().answer(verb)
 
 
 class Host:
@@ -141,7 +155,7 @@ class Host:
         self.client = client
         self.node = node
         self.hostname = socket.gethostname()
-        self.services = ServiceRegistry(client.transport)
+        self.services = Services(client.transport.connection)
         self.on_escalation: Callable[[str, BaseException], None] | None = None
         self._policy = policy or RestartPolicy()
         self._hosted: dict[tuple[str, int], Hosted] = {}

@@ -16,6 +16,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -77,6 +78,8 @@ class Counters:
     failed: int = 0
     refused: int = 0
     restarts: int = 0
+    busy: float = 0.0
+    """Seconds spent in handlers of events and requests."""
 
 
 @dataclass(slots=True)
@@ -408,6 +411,7 @@ class AgentCell:
         )
         token = enter(context)
         letter.handling = True
+        began = perf_counter()
         try:
             await self._handle(letter, context)
             error: BaseException | None = None
@@ -424,6 +428,7 @@ class AgentCell:
             error = raised
         finally:
             letter.handling = False
+            self.counters.busy += perf_counter() - began
             leave(token)
         await self._conclude(letter, error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from agentmesh.errors import (
     NoHandlerError,
     NoSuchAgentError,
     RemoteError,
+    StreamIdleError,
 )
 from agentmesh.testing import Probe
 
@@ -420,8 +422,6 @@ async def test_an_answer_goes_to_who_asked_and_a_probe_can_answer(mesh: Mesh, pr
 
 
 async def test_every_agent_is_a_nats_micro_service(mesh: Mesh, spawn: Spawn) -> None:
-    import json
-
     ref = await spawn(Adder)
     await ref.ask(Add(n=1))
     (ping,) = await mesh.transport.request_many("$SRV.PING.adder", b"", timeout=1, stall=0.1)
@@ -493,8 +493,6 @@ class TestStreaming:
         assert [n async for n in ref.stream(Add(n=3))] == [3]
 
     async def test_a_producer_that_falls_silent_is_given_up(self, spawn: Spawn) -> None:
-        from agentmesh.errors import StreamIdleError
-
         class Silent(Agent):
             @handler
             async def asked(self, request: Prompt) -> AsyncIterator[str]:
@@ -502,11 +500,10 @@ class TestStreaming:
                 await asyncio.Event().wait()
 
         ref = await spawn(Silent)
-        received: list[str] = []
+        chunks = ref.stream(Prompt(text="x"), timeout=0.2)
+        assert await anext(chunks) == "first"
         with pytest.raises(StreamIdleError):
-            async for chunk in ref.stream(Prompt(text="x"), timeout=0.2):
-                received.append(chunk)  # noqa: PERF401  the chunks before the error are wanted
-        assert received == ["first"]
+            await anext(chunks)
 
     async def test_leaving_the_loop_stops_the_producer(self, spawn: Spawn) -> None:
         stopped = asyncio.Event()
@@ -558,16 +555,14 @@ class TestStreaming:
                 raise ValueError("broken")
 
         ref = await spawn(Breaks)
-        received: list[str] = []
+        chunks = ref.stream(Prompt(text="x"))
+        assert await anext(chunks) == "one"
         with pytest.raises(RemoteError, match="broken"):
-            async for chunk in ref.stream(Prompt(text="x")):
-                received.append(chunk)  # noqa: PERF401  the chunks before the error are wanted
-        assert received == ["one"]
+            await anext(chunks)
 
     async def test_a_stream_nobody_serves_fails_at_once(self, mesh: Mesh) -> None:
         with pytest.raises(NoSuchAgentError):
-            async for _ in mesh.stream("nobody", Prompt(text="x")):
-                pass
+            await anext(mesh.stream("nobody", Prompt(text="x")))
 
 
 class Numbers2(Request[int]): ...
