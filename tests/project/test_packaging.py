@@ -1,0 +1,116 @@
+"""What is built is what is here: packages, links, version, and an installation that works."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LINKS = {"agents": "agentmesh.agents", "tools": "agentmesh.tools", "memory_store": "agentmesh.memory_store"}
+
+
+def _packages() -> set[str]:
+    found = set()
+    for folder in ("agentmesh", *LINKS):
+        for init in (ROOT / folder).rglob("__init__.py"):
+            parts = init.parent.relative_to(ROOT).parts
+            if "templates" in parts or parts[:2] in {("agentmesh", link) for link in LINKS}:
+                continue
+            name = ".".join(parts)
+            found.add(name if parts[0] == "agentmesh" else f"agentmesh.{name}")
+    return found
+
+
+def test_every_package_is_listed() -> None:
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == _packages()
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_the_links_of_the_checkout_point_to_the_real_folders(link: str) -> None:
+    path = ROOT / "agentmesh" / link
+    assert path.is_symlink()
+    assert path.readlink() == Path("..") / link
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    from agentmesh import __version__
+
+    assert PROJECT["project"]["version"] == __version__
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_nothing_tells_anybody_to_install_the_placeholder_of_the_same_name() -> None:
+    texts = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "agentmesh").rglob("*.py")]
+    for path in texts:
+        for line in path.read_text().splitlines():
+            words = line.replace("'", " ").replace('"', " ").replace("`", " ").split()
+            for first, second in zip(words, words[1:], strict=False):
+                assert not (first == "install" and second.split("[")[0] == "agentmesh"), f"{path.name}: {line}"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel and the source archive, built from this checkout."""
+    out = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return out
+
+
+def test_the_wheel_has_every_module_and_no_foreign_top_level(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"agentmesh", f"agentmesh_nats-{PROJECT['project']['version']}.dist-info"}
+    for package in _packages():
+        assert f"{package.replace('.', '/')}/__init__.py" in names
+    assert "agentmesh/py.typed" in names
+    for data in (ROOT / "agents" / "review").rglob("*"):
+        if data.is_file() and data.suffix in {".css", ".js", ".html"}:
+            assert f"agentmesh/{data.relative_to(ROOT).as_posix()}" in names
+
+
+def test_the_source_archive_builds_the_same_wheel_content(built: Path, tmp_path: Path) -> None:
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path / "again"), str(unpacked)],
+        check=True,
+        capture_output=True,
+    )
+    (again,) = (tmp_path / "again").glob("*.whl")
+    (wheel,) = built.glob("*.whl")
+    assert sorted(zipfile.ZipFile(again).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
+
+
+def test_modules_import_from_the_installed_wheel(built: Path, tmp_path: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(wheel)], check=True
+    )
+    modules = ", ".join(sorted(_packages()))
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {modules}; print(agentmesh.__file__)"
+    shown = subprocess.run(
+        [sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path
+    ).stdout
+    assert shown.strip().startswith(str(tmp_path))
+
+
+def test_importing_agentmesh_does_not_import_what_only_some_programs_need() -> None:
+    heavy = ["rich", "typer", "aiosqlite", "cloudpickle", "watchfiles", "nats.micro", "agentmesh.cli", "sqlite3", "pytest"]
+    code = f"import agentmesh, sys; print([m for m in {heavy!r} if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert shown.strip() == "[]"
