@@ -233,7 +233,8 @@ class EmbeddedBroker:
         self.version = ""
         """The server's version; known once started."""
         self._port = self.options.port
-        self._monitor_port = 0
+        self._client_port: ports.Reserved | None = None  # held so that nobody else takes it while the server is down
+        self._monitor_port: ports.Reserved | None = None
         self._temporary: Path | None = None
         self._server: _ServerProcess | None = None
         self._abandoned = threading.Event()
@@ -256,7 +257,7 @@ class EmbeddedBroker:
     @property
     def monitor_url(self) -> str | None:
         """Monitoring pages such as `{monitor_url}/varz`; None when they are off."""
-        return f"http://127.0.0.1:{self._monitor_port}" if self._monitor_port else None
+        return f"http://127.0.0.1:{self._monitor_port.port}" if self._monitor_port else None
 
     @property
     def pid(self) -> int | None:
@@ -391,14 +392,15 @@ class EmbeddedBroker:
         host = self.options.host
         try:
             if not self._port:
-                self._port = ports.free_port(host)
+                self._client_port = ports.reserve(host)
+                self._port = self._client_port.port
             elif not ports.is_free(host, self._port):
                 raise BrokerStartError(
                     f"port {self._port} on {host} is taken by {ports.listener(self._port)}; "
                     "choose another with --port, or 0 for any free one"
                 )
-            if self.options.monitor:
-                self._monitor_port = ports.free_port(but=self._port)
+            if self.options.monitor and self._monitor_port is None:
+                self._monitor_port = ports.reserve()
         except OSError as error:
             raise BrokerStartError(f"cannot listen on {host!r}: {error}") from error
 
@@ -425,8 +427,8 @@ class EmbeddedBroker:
             "  strict: true",
             "}",
         ]
-        if options.monitor:
-            lines.append(f'http: "127.0.0.1:{self._monitor_port}"')
+        if self._monitor_port:
+            lines.append(f'http: "127.0.0.1:{self._monitor_port.port}"')
         return "\n".join([*lines, options.extra_config, ""])
 
     def _log_size(self) -> int:

@@ -6,7 +6,10 @@ import contextlib
 import os
 import random
 import socket
+import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 # Below the range from which Linux (32768 up) and macOS (49152 up) take the local end of outgoing connections.
 # A server that must come back on the same port would otherwise lose it to a client that is
@@ -16,8 +19,8 @@ _FIRST, _LAST = 15_000, 32_000
 
 def is_free(host: str, port: int) -> bool:
     """Whether a server could listen there now."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
+    probe, address = _socket(host, port)
+    with probe:
         # As every server does; without it a port whose old connections linger in TIME_WAIT looks taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -27,11 +30,33 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
-def free_port(host: str = "127.0.0.1", *, but: int = 0) -> int:
-    """A random port, other than `but`, that nobody listens on now. Somebody may still take it before you do."""
+class Reserved:
+    """A port that `reserve` gives to nobody else, in any process, for as long as this object lives."""
+
+    def __init__(self, port: int, holder: socket.socket) -> None:
+        self.port = port
+        if sys.platform == "linux":
+            weakref.finalize(self, os.close, holder.detach())
+        else:  # where it would keep our own server out as well: then the port is only likely to stay free
+            holder.close()
+
+
+def reserve(host: str = "127.0.0.1") -> Reserved:
+    """A random port for a server, which may start, stop and start there again.
+
+    Raises:
+        OSError: No such address, or no port is free.
+    """
     for port in random.sample(range(_FIRST, _LAST), 200):
-        if port != but and is_free(host, port):
-            return port
+        holder, address = _socket(host, port)
+        try:
+            holder.bind(address)  # fails where another process holds the port, listening or not
+        except OSError:
+            holder.close()
+            continue
+        # From now on a server that sets SO_REUSEADDR, as they all do, may bind and listen there too.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return Reserved(port, holder)
     raise OSError(f"200 random ports between {_FIRST} and {_LAST} are all taken on {host}")
 
 
@@ -47,6 +72,12 @@ def listener(port: int) -> str:
                 with contextlib.suppress(OSError):
                     return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
     return "another process"
+
+
+def _socket(host: str, port: int) -> tuple[socket.socket, Any]:
+    """An unbound socket for that address, and the address in its form."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.socket(family, kind, protocol), address
 
 
 def _listening_inodes(table: str, port: int) -> list[str]:

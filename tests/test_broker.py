@@ -411,8 +411,11 @@ async def test_a_program_that_forgets_to_stop_its_broker_leaves_none(spawn: Spaw
     await eventually(lambda: not alive(pid), timeout=5)
 
 
-async def test_the_temporary_store_of_a_killed_owner_is_removed_by_the_next_broker(spawn: Spawn) -> None:
-    owner = await spawn(OWNER)
+async def test_the_temporary_store_of_a_killed_owner_is_removed_by_the_next_broker(
+    spawn: Spawn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where no other test run cleans up first
+    owner = await spawn(OWNER, env={"TMPDIR": str(tmp_path)})
     found = await owner.line_matching(r"broker (\d+) (\S+)")
     owner.kill9()
     await owner.wait()

@@ -175,8 +175,8 @@ async def test_c7_a_forked_sibling_does_not_keep_a_child_alive(spawn: Spawn) -> 
 async def test_c7_a_child_whose_parent_is_gone_before_it_looks_ends_at_once(spawn: Spawn) -> None:
     late = """
 import os, sys, time
-print("child", os.getpid(), flush=True)
 started = os.getppid()
+print("child", os.getpid(), flush=True)
 while os.getppid() == started:
     time.sleep(0.01)
 from agentmesh.lifeline import die_with_parent

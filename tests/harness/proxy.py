@@ -25,7 +25,8 @@ class TcpProxy:
     """
 
     def __init__(self, target_port: int, target_host: str = "127.0.0.1") -> None:
-        self.port = ports.free_port(but=target_port)
+        self._reserved = ports.reserve()
+        self.port = self._reserved.port
         self.delay = 0.0
         """Seconds added to every chunk or frame, each way."""
         self.refuse = False

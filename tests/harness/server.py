@@ -129,16 +129,16 @@ class Cluster:
 
     def __init__(self, **changes: Any) -> None:
         """`changes` are fields of `BrokerOptions` for all of them."""
-        listening = random_ports(3)
-        routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in listening)
+        self._route_ports = [ports.reserve() for _ in range(3)]
+        routes = ", ".join(f'"nats://127.0.0.1:{reserved.port}"' for reserved in self._route_ports)
         extra = changes.pop("extra_config", "")
         self.servers = [
             Server(
                 name=f"n{number}",
-                extra_config=f'{extra}\ncluster {{ name: test, listen: "127.0.0.1:{port}", routes: [{routes}] }}',
+                extra_config=f'{extra}\ncluster {{ name: test, listen: "127.0.0.1:{here.port}", routes: [{routes}] }}',
                 **changes,
             )
-            for number, port in enumerate(listening, start=1)
+            for number, here in enumerate(self._route_ports, start=1)
         ]
 
     @property
@@ -161,11 +161,3 @@ class Cluster:
         async with asyncio.TaskGroup() as group:
             for server in self.servers:
                 group.create_task(server.cleanup())
-
-
-def random_ports(count: int) -> list[int]:
-    """So many different free ports."""
-    found: set[int] = set()
-    while len(found) < count:
-        found.add(ports.free_port())
-    return sorted(found)
