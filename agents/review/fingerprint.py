@@ -29,7 +29,7 @@ def with_fingerprints(findings: Iterable[Finding], lines: Sequence[str]) -> list
     for finding in sorted(findings, key=position):
         anchor = _anchor(finding, lines)
         seen[anchor] += 1
-        digest = hashlib.sha256(f"{anchor}\0{seen[anchor]}".encode("utf-8", "backslashreplace")).hexdigest()[:16]
+        digest = hashlib.sha256(f"{anchor}\0{seen[anchor]}".encode()).hexdigest()[:16]
         marked.append(finding.model_copy(update={"fingerprint": digest}))
     return marked
 

@@ -7,9 +7,10 @@ The score of a finding is the weight of its rule (0 to 100, `rules.py`), changed
 * times 1.15 inside a function with a complexity above 20: nobody will see the problem by reading
 * times 1.1 if the tool can fix it by itself: cheap to get rid of
 * times 1.05 if another tool says the same
+* times 0.4 if the tool itself says that it seems safe
 
-The first ten are then taken from the top, but no more than two of one rule and three of one file, so that the list says
-ten different things; if that leaves places empty, the best of the rest fill them. Equal scores are ordered by
+The first ten are then taken from the top, but one of each rule and no more than three of one file, so that the list
+says ten different things; if that leaves places empty, the best of the rest fill them. Equal scores are ordered by
 path, line and column: the same findings always give the same list.
 """
 
@@ -33,8 +34,10 @@ from agentmesh.agents.review.rules import (
 )
 
 FIRST = 10
-MAX_PER_RULE = 2
+MAX_PER_RULE = 1
 MAX_PER_FILE = 3
+SEEMS_SAFE = "seems safe"
+"""Ruff's words for a dangerous call whose arguments are constants."""
 TANGLED = 20
 """Complexity above which a function hides its problems."""
 
@@ -128,6 +131,7 @@ def _explain_all(
     ranked = []
     for place, entry in enumerate(chosen, start=1):
         same = places[_family(entry.finding)]
+        alone_here = same[entry.finding.path] == 1
         ranked.append(
             RankedFinding(
                 place=place,
@@ -136,7 +140,7 @@ def _explain_all(
                 finding=entry.finding,
                 excerpt=excerpts.get(entry.finding.fingerprint),
                 similar=same.total() - 1,
-                similar_files=len(same) - (same[entry.finding.path] == 1),
+                similar_files=len(same) - alone_here,
             )
         )
     return ranked
@@ -153,7 +157,7 @@ def _reason(entry: Scored) -> str:
     if is_test_path(finding.path):
         sentences.append("In a test, so it does not reach users.")
     if finding.fixable:
-        sentences.append(f"`ruff check --fix --select {finding.rule}` can repair it.")
+        sentences.append(f"{finding.tool} offers an automatic fix.")
     if finding.also:
         tools = " and ".join(sorted({origin.tool for origin in finding.also}))
         sentences.append(f"{tools} reports it too.")
@@ -173,6 +177,8 @@ def _score(finding: Finding, inside: FunctionBlock | None) -> float:
         score *= 1.1
     if finding.also:
         score *= 1.05
+    if SEEMS_SAFE in finding.message:
+        score *= 0.4
     return min(score, 100.0)
 
 

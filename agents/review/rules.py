@@ -14,9 +14,13 @@ version of ruff still gets the judgement of its family.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from agentmesh.agents.review.model import Finding, Severity
+
+_T = TypeVar("_T")
 
 SYNTAX_ERROR = "syntax-error"
 UNREADABLE = "unreadable"
@@ -160,10 +164,22 @@ _RULES: dict[str, RuleInfo] = {
     "S605": RuleInfo(_W, 74, _SHELL),
     "S606": RuleInfo(_N, 12, "Starts a program; check where its arguments come from."),
     "S607": RuleInfo(_N, 12, "Which program runs depends on the PATH of the moment."),
-    "S608": RuleInfo(_E, 82, "SQL put together from strings: a value from outside can rewrite it. Use parameters."),
+    "S608": RuleInfo(_W, 72, "SQL put together from strings: a value from outside can rewrite it. Use parameters."),
     "S609": RuleInfo(_W, 56, "A wildcard lets file names turn into options."),
     "S701": RuleInfo(_E, 80, "Templates without escaping put visitors' text into the page as code."),
 }  # fmt: skip
+
+_CATEGORIES = {
+    "Names and logic": ("F", "E9", "invalid-syntax", SYNTAX_ERROR, UNREADABLE, TOOL_FAILED),
+    "Likely bugs": ("B", "E7", "SIM22"),
+    "Security": ("S", RISKY_CALL),
+    "Complexity": ("C90", COMPLEXITY),
+    "Speed": ("PERF",),
+    "Simpler code": ("SIM",),
+    "Style": ("E", "E70", "E74", "E73"),
+    "Documentation": (MISSING_DOCSTRINGS,),
+}
+_CATEGORY_OF = {prefix: name for name, prefixes in _CATEGORIES.items() for prefix in prefixes}
 
 _FALLBACK = RuleInfo(_W, 20, "Worth a look.")
 
@@ -174,11 +190,16 @@ _TEST_PATH = re.compile(r"(^|/)(tests?|testing)/|(^|/)(test_[^/]*|[^/]*_test|con
 
 def rule_info(rule: str) -> RuleInfo:
     """The judgement about a rule, or about the closest family it belongs to."""
-    for end in range(len(rule), 0, -1):
-        info = _RULES.get(rule[:end])
-        if info is not None:
-            return info
-    return _FALLBACK
+    return _longest(_RULES, rule, _FALLBACK)
+
+
+def category(rule: str) -> str:
+    """What a rule is about, in two words."""
+    return _longest(_CATEGORY_OF, rule, "Other")
+
+
+def _longest(table: Mapping[str, _T], rule: str, default: _T) -> _T:
+    return next((table[rule[:end]] for end in range(len(rule), 0, -1) if rule[:end] in table), default)
 
 
 def problem_of(finding: Finding) -> str:
