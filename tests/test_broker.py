@@ -20,7 +20,7 @@ from agentmesh import ports
 from agentmesh.broker import BrokerOptions, EmbeddedBroker, find_server, running_broker, server_version
 from agentmesh.errors import BrokerError, BrokerStartError, BrokerTooOldError, ConfigError
 from tests.harness import Server, alive, children, eventually
-from tests.harness.fixtures import Spawn
+from tests.harness.fixtures import SpawnProcess
 
 
 def greeting(port: int, host: str = "127.0.0.1") -> bytes:
@@ -381,8 +381,8 @@ OWNER = """
 """
 
 
-async def test_c7_a_killed_owner_leaves_no_broker(spawn: Spawn) -> None:
-    owner = await spawn(OWNER)
+async def test_c7_a_killed_owner_leaves_no_broker(spawn_process: SpawnProcess) -> None:
+    owner = await spawn_process(OWNER)
     pid = int((await owner.line_matching(r"broker (\d+)"))[1])
     assert alive(pid)
 
@@ -391,8 +391,8 @@ async def test_c7_a_killed_owner_leaves_no_broker(spawn: Spawn) -> None:
     await eventually(lambda: not alive(pid), timeout=5)
 
 
-async def test_c7_a_store_is_free_again_at_once_after_its_owner_was_killed(spawn: Spawn, tmp_path: Path) -> None:
-    owner = await spawn(OWNER, str(tmp_path))
+async def test_c7_a_store_is_free_again_at_once_after_its_owner_was_killed(spawn_process: SpawnProcess, tmp_path: Path) -> None:
+    owner = await spawn_process(OWNER, str(tmp_path))
     await owner.line_matching("broker")
 
     owner.kill9()
@@ -401,8 +401,8 @@ async def test_c7_a_store_is_free_again_at_once_after_its_owner_was_killed(spawn
         assert greeting(broker.port) == b"INFO "
 
 
-async def test_a_program_that_forgets_to_stop_its_broker_leaves_none(spawn: Spawn) -> None:
-    owner = await spawn(OWNER)
+async def test_a_program_that_forgets_to_stop_its_broker_leaves_none(spawn_process: SpawnProcess) -> None:
+    owner = await spawn_process(OWNER)
     pid = int((await owner.line_matching(r"broker (\d+)"))[1])
 
     await owner.write_line("end")
@@ -412,10 +412,10 @@ async def test_a_program_that_forgets_to_stop_its_broker_leaves_none(spawn: Spaw
 
 
 async def test_the_temporary_store_of_a_killed_owner_is_removed_by_the_next_broker(
-    spawn: Spawn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    spawn_process: SpawnProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where no other test run cleans up first
-    owner = await spawn(OWNER, env={"TMPDIR": str(tmp_path)})
+    owner = await spawn_process(OWNER, env={"TMPDIR": str(tmp_path)})
     found = await owner.line_matching(r"broker (\d+) (\S+)")
     owner.kill9()
     await owner.wait()
@@ -447,8 +447,8 @@ async def test_ctrl_c_in_the_terminal_does_not_reach_the_broker(server: Server) 
     assert os.getpgid(server.pid) != os.getpgid(0)
 
 
-async def test_without_a_parent_death_signal_a_guard_stops_the_broker(spawn: Spawn) -> None:
-    owner = await spawn("""
+async def test_without_a_parent_death_signal_a_guard_stops_the_broker(spawn_process: SpawnProcess) -> None:
+    owner = await spawn_process("""
         import sys
         from agentmesh import broker, lifeline
 

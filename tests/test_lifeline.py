@@ -12,7 +12,7 @@ import pytest
 
 from agentmesh.lifeline import die_with_parent, spawn_kwargs
 from tests.harness import alive, eventually
-from tests.harness.fixtures import Spawn
+from tests.harness.fixtures import SpawnProcess
 
 # A parent that starts one child from the code in its first argument, in the way its second names.
 PARENT = """
@@ -63,8 +63,8 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("way", ["asyncio", "popen"])
-async def test_c7_a_child_ends_when_its_parent_is_killed(spawn: Spawn, way: str) -> None:
-    parent = await spawn(PARENT, WAITS, way)
+async def test_c7_a_child_ends_when_its_parent_is_killed(spawn_process: SpawnProcess, way: str) -> None:
+    parent = await spawn_process(PARENT, WAITS, way)
     child = int((await parent.line_matching(r"child (\d+)"))[1])
 
     parent.kill9()
@@ -72,8 +72,8 @@ async def test_c7_a_child_ends_when_its_parent_is_killed(spawn: Spawn, way: str)
     await eventually(lambda: not alive(child), timeout=5)
 
 
-async def test_c7_a_child_ends_when_its_parent_ends_in_the_ordinary_way(spawn: Spawn) -> None:
-    parent = await spawn(PARENT, WAITS, "popen")
+async def test_c7_a_child_ends_when_its_parent_ends_in_the_ordinary_way(spawn_process: SpawnProcess) -> None:
+    parent = await spawn_process(PARENT, WAITS, "popen")
     child = int((await parent.line_matching(r"child (\d+)"))[1])
 
     parent.terminate()
@@ -81,9 +81,9 @@ async def test_c7_a_child_ends_when_its_parent_ends_in_the_ordinary_way(spawn: S
     await eventually(lambda: not alive(child), timeout=5)
 
 
-async def test_c7_an_orderly_stop_runs_before_the_child_ends(spawn: Spawn, tmp_path: Path) -> None:
+async def test_c7_an_orderly_stop_runs_before_the_child_ends(spawn_process: SpawnProcess, tmp_path: Path) -> None:
     farewell = str(tmp_path / "farewell")
-    parent = await spawn(
+    parent = await spawn_process(
         PARENT,
         f"""
 import os, signal, sys, time
@@ -108,8 +108,8 @@ time.sleep(600)
     assert os.listdir(tmp_path) == ["farewell"]
 
 
-async def test_c7_a_child_that_ignores_sigterm_is_killed_with_its_process_group(spawn: Spawn) -> None:
-    parent = await spawn(
+async def test_c7_a_child_that_ignores_sigterm_is_killed_with_its_process_group(spawn_process: SpawnProcess) -> None:
+    parent = await spawn_process(
         PARENT,
         """
 import os, signal, subprocess, time
@@ -130,7 +130,7 @@ while True:
     await eventually(lambda: not alive(child) and not alive(grandchild), timeout=5)
 
 
-async def test_c7_a_chain_of_processes_ends_from_the_top(spawn: Spawn) -> None:
+async def test_c7_a_chain_of_processes_ends_from_the_top(spawn_process: SpawnProcess) -> None:
     middle = f"""
 import os, subprocess, sys
 from agentmesh.lifeline import die_with_parent, spawn_kwargs
@@ -139,7 +139,7 @@ assert "AGENTMESH_LIFELINE" not in os.environ
 print("middle", os.getpid(), flush=True)
 subprocess.Popen([sys.executable, "-c", {WAITS!r}], **spawn_kwargs()).wait()
 """
-    parent = await spawn(PARENT, middle, "popen")
+    parent = await spawn_process(PARENT, middle, "popen")
     pids = [int((await parent.line_matching(rf"{who} (\d+)"))[1]) for who in ("middle", "child")]
 
     parent.kill9()
@@ -147,8 +147,8 @@ subprocess.Popen([sys.executable, "-c", {WAITS!r}], **spawn_kwargs()).wait()
     await eventually(lambda: not any(alive(pid) for pid in pids), timeout=5)
 
 
-async def test_a_child_outlives_the_thread_that_started_it(spawn: Spawn) -> None:
-    parent = await spawn(PARENT, WAITS, "thread")
+async def test_a_child_outlives_the_thread_that_started_it(spawn_process: SpawnProcess) -> None:
+    parent = await spawn_process(PARENT, WAITS, "thread")
     await parent.line_matching("thread ended")
     child = int((await parent.line_matching(r"child (\d+)"))[1])
     assert alive(child)
@@ -158,8 +158,8 @@ async def test_a_child_outlives_the_thread_that_started_it(spawn: Spawn) -> None
     await eventually(lambda: not alive(child), timeout=5)
 
 
-async def test_c7_a_forked_sibling_does_not_keep_a_child_alive(spawn: Spawn) -> None:
-    parent = await spawn(PARENT, WAITS, "fork")
+async def test_c7_a_forked_sibling_does_not_keep_a_child_alive(spawn_process: SpawnProcess) -> None:
+    parent = await spawn_process(PARENT, WAITS, "fork")
     child = int((await parent.line_matching(r"child (\d+)"))[1])
     sibling = int((await parent.line_matching(r"sibling (\d+)"))[1])
 
@@ -172,7 +172,7 @@ async def test_c7_a_forked_sibling_does_not_keep_a_child_alive(spawn: Spawn) -> 
         os.kill(sibling, 9)
 
 
-async def test_c7_a_child_whose_parent_is_gone_before_it_looks_ends_at_once(spawn: Spawn) -> None:
+async def test_c7_a_child_whose_parent_is_gone_before_it_looks_ends_at_once(spawn_process: SpawnProcess) -> None:
     late = """
 import os, sys, time
 started = os.getppid()
@@ -183,7 +183,7 @@ from agentmesh.lifeline import die_with_parent
 die_with_parent()
 time.sleep(600)
 """
-    parent = await spawn(PARENT, late, "popen")
+    parent = await spawn_process(PARENT, late, "popen")
     child = int((await parent.line_matching(r"child (\d+)"))[1])
 
     parent.kill9()

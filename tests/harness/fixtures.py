@@ -12,8 +12,8 @@ from tests.harness.proxy import TcpProxy
 from tests.harness.server import Server
 
 
-class Spawn(Protocol):
-    """`process = await spawn(module_or_code, *args, env={...})`; killed with its descendants when the test ends."""
+class SpawnProcess(Protocol):
+    """`process = await spawn_process(module_or_code, *args, env={...})`; killed with its descendants when the test ends."""
 
     async def __call__(self, module_or_code: str, *args: str, env: Mapping[str, str] | None = None) -> Process: ...
 
@@ -33,7 +33,7 @@ async def proxy(server: Server) -> AsyncIterator[TcpProxy]:
 
 
 @pytest.fixture
-async def spawn() -> AsyncIterator[Spawn]:
+async def spawn_process() -> AsyncIterator[SpawnProcess]:
     """Starts Python processes that end with the test."""
     started: list[Process] = []
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.harness import Cluster, Server, TcpProxy, alive, descendants, eventually
-from tests.harness.fixtures import Spawn
+from tests.harness.fixtures import SpawnProcess
 
 
 class Wire:
@@ -167,8 +167,8 @@ async def has_routes_to(server: Server, others: int) -> None:
     await eventually(connected, timeout=10)
 
 
-async def test_lines_of_a_process_can_be_awaited_in_order(spawn: Spawn) -> None:
-    process = await spawn("""
+async def test_lines_of_a_process_can_be_awaited_in_order(spawn_process: SpawnProcess) -> None:
+    process = await spawn_process("""
         import sys
         print("ready 1")
         print("ready 2", file=sys.stderr)
@@ -181,15 +181,15 @@ async def test_lines_of_a_process_can_be_awaited_in_order(spawn: Spawn) -> None:
     assert await process.wait() == 0
 
 
-async def test_a_process_that_ends_without_the_line_shows_what_it_printed(spawn: Spawn) -> None:
-    process = await spawn("raise SystemExit('out of luck')")
+async def test_a_process_that_ends_without_the_line_shows_what_it_printed(spawn_process: SpawnProcess) -> None:
+    process = await spawn_process("raise SystemExit('out of luck')")
 
     with pytest.raises(AssertionError, match=r"(?s)ended with 1.*out of luck"):
         await process.line_matching("ready")
 
 
-async def test_a_process_that_stays_silent_is_an_error_after_the_timeout(spawn: Spawn) -> None:
-    process = await spawn("import time; print('thinking'); time.sleep(600)")
+async def test_a_process_that_stays_silent_is_an_error_after_the_timeout(spawn_process: SpawnProcess) -> None:
+    process = await spawn_process("import time; print('thinking'); time.sleep(600)")
     await process.line_matching("thinking")
 
     with pytest.raises(AssertionError, match=r"(?s)still running after 0\.1 s.*thinking"):
@@ -201,8 +201,8 @@ async def test_a_process_that_stays_silent_is_an_error_after_the_timeout(spawn: 
     assert await process.wait() == -signal.SIGTERM
 
 
-async def test_cleanup_takes_the_descendants_too(spawn: Spawn) -> None:
-    process = await spawn("""
+async def test_cleanup_takes_the_descendants_too(spawn_process: SpawnProcess) -> None:
+    process = await spawn_process("""
         import subprocess
         child = subprocess.Popen(["sh", "-c", "sleep 600 & wait"], start_new_session=True)
         print("ready", flush=True)
