@@ -70,6 +70,13 @@ class Finding(_Model):
     """The same problem as other tools put it; filled by `dedupe`."""
 
 
+class Merge(_Model):
+    """Findings of several tools about one problem, by fingerprint."""
+
+    kept: str
+    absorbed: tuple[str, ...]
+
+
 class FunctionBlock(_Model):
     """Complexity of one function, method or class, exactly as radon reports it."""
 
@@ -114,6 +121,8 @@ class FileReview(_Model):
     metrics: FileMetrics = FileMetrics()
     excerpts: dict[str, Excerpt] = {}
     """Source for the findings of this file that may become one of the first ten, by fingerprint."""
+    packed: str = ""
+    """On the way only: `findings` and `functions` of a very large review, compressed (`packing`)."""
 
     @property
     def worst_function(self) -> FunctionBlock | None:
@@ -174,3 +183,36 @@ class Report(_Model):
     def count(self, severity: Severity) -> int:
         """How many findings have that severity."""
         return sum(finding.severity is severity for finding in self.findings)
+
+    def summary(self) -> Summary:
+        """What a person wants to know first."""
+        history = self.history
+        return Summary(
+            project=self.project,
+            files=len(self.files),
+            findings=len(self.findings),
+            by_severity={severity: self.count(severity) for severity in Severity},
+            first=self.first,
+            earlier_at=history.earlier_at if history else None,
+            new=len(history.new) if history else 0,
+            fixed=len(history.fixed) if history else 0,
+            duration=self.duration,
+        )
+
+
+class Summary(_Model):
+    """The result of a review in a form that fits into a message and on a screen."""
+
+    project: str
+    files: int
+    findings: int
+    by_severity: dict[Severity, int]
+    first: tuple[RankedFinding, ...] = ()
+    earlier_at: datetime | None = None
+    """When the review was made that this one was compared with."""
+    new: int = 0
+    fixed: int = 0
+    duration: float = 0.0
+    """Seconds."""
+    outputs: dict[str, str] = {}
+    """Paths of the written files: `html`, `sarif`, `json`."""

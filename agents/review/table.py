@@ -6,33 +6,37 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from agentmesh.agents.review.model import RankedFinding, Report, Severity
+from agentmesh.agents.review.model import RankedFinding, Severity, Summary
 
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "blue"}
 
 
-def render_table(report: Report) -> RenderableType:
+def render_table(summary: Summary) -> RenderableType:
     """What a person wants to see first, for `rich.console.Console.print`."""
-    if not report.first:
-        return Group(_summary(report), Text("Nothing to fix.", style="green"))
-    table = Table(title="Fix these ten first" if len(report.first) == 10 else "Fix these first", title_justify="left")
+    if not summary.first:
+        return Group(_counts(summary), Text("Nothing to fix.", style="green"))
+    table = Table(title="Fix these ten first" if len(summary.first) == 10 else "Fix these first", title_justify="left")
     table.add_column("#", justify="right", style="dim")
     table.add_column("Where", overflow="fold", ratio=3)
     table.add_column("Rule", no_wrap=True)
     table.add_column("What and why", overflow="fold", ratio=6)
-    for ranked in report.first:
+    for ranked in summary.first:
         table.add_row(*_cells(ranked))
-    return Group(_summary(report), table)
+    return Group(_counts(summary), table)
 
 
-def _summary(report: Report) -> Text:
-    text = Text(f"{len(report.findings):,} findings in {len(report.files):,} files: ")
-    parts = [Text(f"{report.count(severity):,} {severity.value}s", style=_COLOURS[severity]) for severity in Severity]
+def _counts(summary: Summary) -> Text:
+    text = Text(f"{_plural(summary.findings, 'finding')} in {_plural(summary.files, 'file')}: ")
+    counts = summary.by_severity.items()
+    parts = [Text(_plural(count, severity.value), style=_COLOURS[severity]) for severity, count in counts]
     text.append_text(Text(", ").join(parts))
-    if report.history:
-        history = report.history
-        text.append(f" · {len(history.new):,} new, {len(history.fixed):,} fixed since {history.earlier_at:%d %b %H:%M}")
+    if summary.earlier_at:
+        text.append(f" · {summary.new:,} new, {summary.fixed:,} fixed since {summary.earlier_at:%d %b %H:%M} UTC")
     return text
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def _cells(ranked: RankedFinding) -> tuple[Text, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentmesh.agents.review.fingerprint import with_fingerprints
 from agentmesh.agents.review.model import Finding, Severity
 
 SUFFIXES = (".py", ".pyi")
@@ -93,7 +94,7 @@ def walk(root: Path, exclude: Collection[str] = ()) -> Walk:
                 paths.append(_relative(root, path))
             else:
                 problems.append(_unreadable(root, path, problem))
-    return Walk(root, tuple(sorted(paths)), tuple(sorted(problems, key=lambda found: found.path)))
+    return Walk(root, tuple(sorted(paths)), tuple(with_fingerprints(problems, ())))
 
 
 def is_excluded(directory: Path, exclude: Collection[str] = ()) -> bool:

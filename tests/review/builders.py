@@ -14,8 +14,9 @@ NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 
 def finding(rule: str = "F841", path: str = "a.py", line: int = 1, **fields: Any) -> Finding:
-    defaults: dict[str, Any] = {"tool": "ruff", "message": f"{rule} happened", "end_line": line}
-    return Finding(rule=rule, path=path, line=line, **(defaults | fields))
+    values: dict[str, Any] = {"tool": "ruff", "message": f"{rule} happened", "end_line": line, "column": 1} | fields
+    values.setdefault("fingerprint", f"{values['tool']} {rule} {path} {line} {values['column']}")
+    return Finding(rule=rule, path=path, line=line, **values)
 
 
 def diagnostic(code: str, row: int, column: int = 1, message: str = "", **fields: Any) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from tests.review.builders import diagnostic, report, sample_review
 
 def _printed(review: Report, width: int = 100) -> str:
     out = io.StringIO()
-    Console(file=out, width=width).print(render_table(review))
+    Console(file=out, width=width).print(render_table(review.summary()))
     return out.getvalue()
 
 
 def test_the_table_says_where_and_why() -> None:
     printed = _printed(report(sample_review()))
 
-    assert "3 findings in 1 files: 0 errors, 1 warnings, 2 notes" in printed
+    assert "3 findings in 1 file: 0 errors, 1 warning, 2 notes" in printed
     assert "pkg/a.py:5" in printed
     assert "`eval` runs whatever text it gets" in printed
 
