@@ -113,4 +113,4 @@ class NatsClient(Client):
         try:
             sink(Message(subject.decode(), data, reply.decode(), parse_headers(headers) if headers else None))
         except (Exception, asyncio.CancelledError):
-            log.exception("a subscription's callback failed")
+            log.exception("handling a message on %r failed", subject)

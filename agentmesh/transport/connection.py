@@ -229,9 +229,10 @@ class Connection:
             raise ConnectionLostError
         subscription = Subscription(self, subject, callback, queue)
         self._subscriptions[subscription] = None
-        if self.state == "connected" and not self._nc.is_closed:
+        if not self._nc.is_closed:
             subscription._live = await self._nc.listen(subject, queue, callback)
-            await self._nc.round_trip(2.0)
+            if self.state == "connected":
+                await self._nc.round_trip(2.0)
         if subscription.denied:
             self.forget(subscription)
             raise PermissionDeniedError("subscribe", subject)
@@ -296,11 +297,11 @@ class Connection:
             try:
                 await self._dial(nc, 5.0)
                 self._nc, old = nc, self._nc
-                await _end(old)
                 for subscription in list(self._subscriptions):
                     subscription._live = await nc.listen(
                         subscription.subject, subscription.queue, subscription.callback
                     )
+                await _end(old)
             except (BrokerUnavailableError, nats.errors.Error) as error:
                 if str(error) != said:
                     said = str(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ Secret = str | Callable[[], str] | None
 """A credential, or a function that gives the current one: it is asked again at every new connection."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TransportOptions:
     """Where the broker is and who we are. Credentials inside `url` are used, and never shown."""
 
@@ -27,8 +27,8 @@ class TransportOptions:
     """Shown in the broker's list of connections."""
 
     user: Secret = None
-    password: Secret = field(default=None, repr=False)
-    token: Secret = field(default=None, repr=False)
+    password: Secret = None
+    token: Secret = None
     creds: str | None = None
     """Path of a credentials file; read again at every new connection."""
 
@@ -63,6 +63,9 @@ class TransportOptions:
                 raise ConfigError("url", f"{shown_url(url)!r} is not a broker URL such as nats://127.0.0.1:4222")
         if self.connect_timeout <= 0:
             raise ConfigError("connect_timeout", f"{self.connect_timeout} is not a number of seconds above 0")
+
+    def __repr__(self) -> str:
+        return f"TransportOptions({self.shown!r}, name={self.name!r})"
 
     @cached_property
     def servers(self) -> list[str]:
