@@ -246,6 +246,7 @@ class Client:
         except NoRespondersError:
             raise await self._no_such_agent(agent) from None
         except DeadlineExceededError:
+            await self._cancel(envelope.message_id)
             raise DeadlineExceededError(f"{agent}: {envelope.message_type}", timeout) from None
         except asyncio.CancelledError:
             await self._cancel(envelope.message_id)

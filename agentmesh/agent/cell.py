@@ -133,6 +133,8 @@ class AgentCell:
         self._turns: deque[_Turn] = deque()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last_was_turn = False
+        self._halted = False
+        """Set when even what waits is no longer handled."""
         self._subscriptions: list[Subscription] = []
         self._posts: deque[tuple[str, bytes]] = deque()
         self._poster: asyncio.Task[None] | None = None
@@ -181,6 +183,7 @@ class AgentCell:
                     await self._empty.wait()
             except TimeoutError:
                 log.warning("%s: %d messages were not handled within %g s", self.name, len(self.mailbox), grace)
+        self._halted = True
         await self._interrupt()
         for letter in self.mailbox.clear():
             await self._refuse_now(letter, AgentStoppedError(self.name))
@@ -282,7 +285,7 @@ class AgentCell:
             worker.add_done_callback(self._worker_done)
 
     def _alive(self) -> bool:
-        return self._instance is not None and not self.failed.done()
+        return self._instance is not None and not self._halted and not self.failed.done()
 
     def _worker_done(self, worker: asyncio.Task[None]) -> None:
         del self._workers[worker]
