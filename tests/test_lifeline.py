@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from agentmesh.lifeline import die_with_parent, spawn_kwargs
-from tests.harness import alive, eventually
+from tests.harness import eventually
 from tests.harness.fixtures import SpawnProcess
 
-# A parent that starts one child from the code in its first argument, in the way its second names.
+# A parent that starts one child, from the code in its first argument, in the way its second names.
 PARENT = """
-    import asyncio, multiprocessing, subprocess, sys, threading, time
+    import asyncio, multiprocessing, os, subprocess, sys, threading, time
     from agentmesh.lifeline import spawn_kwargs
 
     command = [sys.executable, "-c", sys.argv[1]]
@@ -28,19 +28,30 @@ PARENT = """
     def with_popen():
         subprocess.Popen(command, **spawn_kwargs()).wait()
 
-    def from_a_thread_that_ends():
-        thread = threading.Thread(target=lambda: subprocess.Popen(command, **spawn_kwargs()))
+    def from_a_thread_that_ends_on_enter():
+        def start():
+            started.append(subprocess.Popen(command, **spawn_kwargs()))
+            sys.stdin.readline()
+
+        started = []
+        thread = threading.Thread(target=start)
         thread.start()
         thread.join()
-        print("thread ended", flush=True)
+        while len(os.listdir("/proc/self/task")) > 1:
+            time.sleep(0.001)
+        try:
+            started[0].wait(timeout=0.3)
+        except subprocess.TimeoutExpired:
+            print("child outlived the thread", flush=True)
         time.sleep(600)
 
-    def beside_a_forked_sibling():
-        child = subprocess.Popen(command, **spawn_kwargs())
+    def from_a_thread_beside_a_forked_sibling():
+        threading.Thread(target=with_popen).start()
+        sys.stdin.readline()
         sibling = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
         sibling.start()
         print("sibling", sibling.pid, flush=True)
-        child.wait()
+        sibling.join()
 
     match sys.argv[2]:
         case "asyncio":
@@ -48,9 +59,9 @@ PARENT = """
         case "popen":
             with_popen()
         case "thread":
-            from_a_thread_that_ends()
+            from_a_thread_that_ends_on_enter()
         case "fork":
-            beside_a_forked_sibling()
+            from_a_thread_beside_a_forked_sibling()
 """
 
 WAITS = """
@@ -65,20 +76,20 @@ time.sleep(600)
 @pytest.mark.parametrize("way", ["asyncio", "popen"])
 async def test_c7_a_child_ends_when_its_parent_is_killed(spawn_process: SpawnProcess, way: str) -> None:
     parent = await spawn_process(PARENT, WAITS, way)
-    child = int((await parent.line_matching(r"child (\d+)"))[1])
+    await parent.line_matching(r"child (\d+)")
 
     parent.kill9()
 
-    await eventually(lambda: not alive(child), timeout=5)
+    await eventually(lambda: not parent.family(), timeout=5)
 
 
 async def test_c7_a_child_ends_when_its_parent_ends_in_the_ordinary_way(spawn_process: SpawnProcess) -> None:
     parent = await spawn_process(PARENT, WAITS, "popen")
-    child = int((await parent.line_matching(r"child (\d+)"))[1])
+    await parent.line_matching(r"child (\d+)")
 
     parent.terminate()
 
-    await eventually(lambda: not alive(child), timeout=5)
+    await eventually(lambda: not parent.family(), timeout=5)
 
 
 async def test_c7_an_orderly_stop_runs_before_the_child_ends(spawn_process: SpawnProcess, tmp_path: Path) -> None:
@@ -100,11 +111,11 @@ time.sleep(600)
 """,
         "popen",
     )
-    child = int((await parent.line_matching(r"child (\d+)"))[1])
+    await parent.line_matching(r"child (\d+)")
 
     parent.kill9()
 
-    await eventually(lambda: not alive(child), timeout=5)
+    await eventually(lambda: not parent.family(), timeout=5)
     assert os.listdir(tmp_path) == ["farewell"]
 
 
@@ -122,12 +133,12 @@ while True:
 """,
         "asyncio",
     )
-    found = await parent.line_matching(r"child (\d+) (\d+)")
-    child, grandchild = int(found[1]), int(found[2])
+    await parent.line_matching(r"child (\d+) (\d+)")
+    assert len(parent.family()) == 3
 
     parent.kill9()
 
-    await eventually(lambda: not alive(child) and not alive(grandchild), timeout=5)
+    await eventually(lambda: not parent.family(), timeout=5)
 
 
 async def test_c7_a_chain_of_processes_ends_from_the_top(spawn_process: SpawnProcess) -> None:
@@ -140,36 +151,50 @@ print("middle", os.getpid(), flush=True)
 subprocess.Popen([sys.executable, "-c", {WAITS!r}], **spawn_kwargs()).wait()
 """
     parent = await spawn_process(PARENT, middle, "popen")
-    pids = [int((await parent.line_matching(rf"{who} (\d+)"))[1]) for who in ("middle", "child")]
+    await parent.line_matching(r"child (\d+)")
+    assert len(parent.family()) == 3
 
     parent.kill9()
 
-    await eventually(lambda: not any(alive(pid) for pid in pids), timeout=5)
+    await eventually(lambda: not parent.family(), timeout=5)
 
 
 async def test_a_child_outlives_the_thread_that_started_it(spawn_process: SpawnProcess) -> None:
     parent = await spawn_process(PARENT, WAITS, "thread")
-    await parent.line_matching("thread ended")
-    child = int((await parent.line_matching(r"child (\d+)"))[1])
-    assert alive(child)
+    await parent.line_matching(r"child (\d+)")
+    await parent.write_line("end the thread")
+    await parent.line_matching("child outlived the thread")
 
     parent.kill9()
 
-    await eventually(lambda: not alive(child), timeout=5)
+    await eventually(lambda: not parent.family(), timeout=5)
 
 
 async def test_c7_a_forked_sibling_does_not_keep_a_child_alive(spawn_process: SpawnProcess) -> None:
     parent = await spawn_process(PARENT, WAITS, "fork")
-    child = int((await parent.line_matching(r"child (\d+)"))[1])
+    await parent.line_matching(r"child (\d+)")
+    await parent.write_line("fork")
     sibling = int((await parent.line_matching(r"sibling (\d+)"))[1])
 
     parent.kill9()
 
-    try:
-        await eventually(lambda: not alive(child), timeout=5)
-        assert alive(sibling)
-    finally:
-        os.kill(sibling, 9)
+    await eventually(lambda: parent.family() == [sibling], timeout=5)
+
+
+async def test_c7_a_child_too_busy_to_run_a_thread_ends_too(spawn_process: SpawnProcess) -> None:
+    busy = """
+import os, re
+from agentmesh.lifeline import die_with_parent
+die_with_parent()
+print("child", os.getpid(), flush=True)
+re.match(r"(a+)+$", "a" * 60 + "b")  # for years, without letting go of the interpreter
+"""
+    parent = await spawn_process(PARENT, busy, "popen")
+    await parent.line_matching(r"child (\d+)")
+
+    parent.kill9()
+
+    await eventually(lambda: not parent.family(), timeout=5)
 
 
 async def test_c7_a_child_whose_parent_is_gone_before_it_looks_ends_at_once(spawn_process: SpawnProcess) -> None:
@@ -184,11 +209,11 @@ die_with_parent()
 time.sleep(600)
 """
     parent = await spawn_process(PARENT, late, "popen")
-    child = int((await parent.line_matching(r"child (\d+)"))[1])
+    await parent.line_matching(r"child (\d+)")
 
     parent.kill9()
 
-    await eventually(lambda: not alive(child), timeout=5)
+    await eventually(lambda: not parent.family(), timeout=5)
 
 
 def test_a_process_started_by_hand_lives_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from tests.harness.server import Server
 
 
 class SpawnProcess(Protocol):
-    """`process = await spawn_process(module_or_code, *args, env={...})`; killed with its descendants when the test ends."""
+    """`process = await spawn_process(module_or_code, *args, env={...})`; killed with its family when the test ends."""
 
     async def __call__(self, module_or_code: str, *args: str, env: Mapping[str, str] | None = None) -> Process: ...
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agentmesh.lifeline import child_preexec
+from tests.harness.waiting import eventually
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -21,8 +22,9 @@ REPOSITORY = Path(__file__).parents[2]
 class Process:
     """A running child. `lines` has everything it printed so far, standard output and error in one."""
 
-    def __init__(self, process: asyncio.subprocess.Process, name: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, name: str, mark: bytes) -> None:
         self.name = name
+        self._mark = mark
         self.lines: list[str] = []
         self._process = process
         self._more = asyncio.Condition()
@@ -60,25 +62,34 @@ class Process:
         matches = found()
         if len(matches) < nth:
             if self._finished:  # its output ended, so it did or is about to
-                await asyncio.wait([asyncio.ensure_future(self._process.wait())], timeout=1.0)
+                with contextlib.suppress(AssertionError):
+                    await self.wait(1.0)
             state = f"ended with {self.returncode}" if self._finished else f"still running after {timeout:g} s"
             raise AssertionError(f"{self.name} printed no line {nth} matching {pattern!r} ({state}):\n{self.output}")
         return matches[nth - 1]
 
     async def wait(self, timeout: float = 10.0) -> int:
-        """Its exit code, once it ended and everything it printed was read.
+        """Its exit code, once it ended and what it printed was read.
 
         Raises:
             AssertionError: It still runs after `timeout` seconds; shows what it printed.
         """
+        # asyncio's own `wait` also waits for the pipes, which orphans of this process may keep open.
         try:
-            async with asyncio.timeout(timeout):
-                code = await self._process.wait()
-        except TimeoutError:
+            await eventually(lambda: self.returncode is not None, timeout)
+        except AssertionError:
             raise AssertionError(f"{self.name} still runs after {timeout:g} s:\n{self.output}") from None
-        # Its own children may keep the pipe open: do not wait for those.
         await asyncio.wait([self._reader], timeout=0.5)
-        return code
+        assert self.returncode is not None
+        return self.returncode
+
+    def family(self) -> list[int]:
+        """Pids of all that are alive of this process, its children, theirs and so on, also when it is gone itself.
+
+        They are known by an environment variable, so one that was started with a cleared environment is missed.
+        """
+        pids = (int(entry.name) for entry in Path("/proc").glob("[0-9]*"))
+        return [pid for pid in pids if self._mark in _environment(pid) and alive(pid)]
 
     async def write_line(self, text: str) -> None:
         """Send one line to its standard input."""
@@ -108,9 +119,10 @@ class Process:
         self.signal(signal.SIGCONT)
 
     async def cleanup(self) -> None:
-        """Kill it with all its descendants that still run."""
-        for pid in [*descendants(self.pid), self.pid] if self.returncode is None else []:
-            kill_pid(pid)
+        """Kill its whole family, orphans too."""
+        while family := self.family():  # again, because they may have started more
+            for pid in family:
+                kill_pid(pid)
         await self._process.wait()
         self._reader.cancel()
         await asyncio.wait([self._reader])
@@ -139,10 +151,11 @@ async def spawn_python(module_or_code: str, *args: str, env: Mapping[str, str] |
     """Run `python -m module args…`, or `python -c code args…`, with this checkout importable.
 
     It runs in a session of its own, and dies with the test process. Whoever calls this calls `cleanup`; the fixture
-    `spawn` does both.
+    `spawn_process` does both.
     """
     is_module = re.fullmatch(r"[\w.]+", module_or_code)
     target = ["-m", module_or_code] if is_module else ["-c", textwrap.dedent(module_or_code)]
+    mark = f"AGENTMESH_TEST_FAMILY={os.urandom(8).hex()}"
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -152,11 +165,11 @@ async def spawn_python(module_or_code: str, *args: str, env: Mapping[str, str] |
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         limit=2**20,
-        env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **(env or {})},
+        env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **dict([mark.split("=")]), **(env or {})},
         start_new_session=True,
         preexec_fn=child_preexec(signal.SIGKILL),
     )
-    return Process(process, module_or_code if is_module else "the spawned code")
+    return Process(process, module_or_code if is_module else "the spawned code", mark.encode())
 
 
 def alive(pid: int) -> bool:
@@ -170,14 +183,6 @@ def children(pid: int) -> list[int]:
     pids = (int(entry.name) for entry in Path("/proc").glob("[0-9]*"))
     stats = ((child, _stat(child)) for child in pids)
     return [child for child, stat in stats if stat and stat[0] not in "ZX" and int(stat[1]) == pid]
-
-
-def descendants(pid: int) -> list[int]:
-    """Pids of children, their children and so on, nearest first."""
-    found = children(pid)
-    for child in found:  # grows while we walk it
-        found.extend(children(child))
-    return found
 
 
 def kill_pid(pid: int) -> None:
@@ -201,3 +206,10 @@ def _stat(pid: int) -> list[str] | None:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it ended meanwhile, or belongs to somebody else
+        return b""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.harness import Cluster, Server, TcpProxy, alive, descendants, eventually
+from tests.harness import Cluster, Server, TcpProxy, alive, eventually
 from tests.harness.fixtures import SpawnProcess
 
 
@@ -194,14 +194,14 @@ async def test_a_process_that_stays_silent_is_an_error_after_the_timeout(spawn_p
 
     with pytest.raises(AssertionError, match=r"(?s)still running after 0\.1 s.*thinking"):
         await process.line_matching("ready", timeout=0.1)
-    with pytest.raises(AssertionError, match=r"still runs after 0\.1 s"):
+    with pytest.raises(AssertionError, match=r"(?s)still runs after 0\.1 s.*thinking"):
         await process.wait(timeout=0.1)
 
     process.terminate()
     assert await process.wait() == -signal.SIGTERM
 
 
-async def test_cleanup_takes_the_descendants_too(spawn_process: SpawnProcess) -> None:
+async def test_cleanup_takes_the_whole_family(spawn_process: SpawnProcess) -> None:
     process = await spawn_process("""
         import subprocess
         child = subprocess.Popen(["sh", "-c", "sleep 600 & wait"], start_new_session=True)
@@ -209,11 +209,28 @@ async def test_cleanup_takes_the_descendants_too(spawn_process: SpawnProcess) ->
         child.wait()
     """)
     await process.line_matching("ready")
-    family = await eventually(lambda: found if len(found := descendants(process.pid)) == 2 else None)
+    await eventually(lambda: len(process.family()) == 3)
 
     await process.cleanup()
 
-    await eventually(lambda: not any(alive(pid) for pid in family or []))
+    assert process.family() == []
+
+
+async def test_the_orphans_of_a_process_are_known_and_cleaned_up(spawn_process: SpawnProcess) -> None:
+    process = await spawn_process("""
+        import subprocess
+        orphan = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        print("orphan", orphan.pid, flush=True)
+        orphan.wait()
+    """)
+    orphan = int((await process.line_matching(r"orphan (\d+)"))[1])
+    process.kill9()
+    await process.wait()
+    assert process.family() == [orphan]
+
+    await process.cleanup()
+
+    assert not alive(orphan)
 
 
 async def test_eventually_names_what_did_not_happen() -> None:
