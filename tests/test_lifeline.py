@@ -134,7 +134,7 @@ while True:
         "asyncio",
     )
     await parent.line_matching(r"child (\d+) (\d+)")
-    assert len(parent.family()) == 3
+    await eventually(lambda: len(parent.family()) == 3)
 
     parent.kill9()
 
@@ -152,7 +152,7 @@ subprocess.Popen([sys.executable, "-c", {WAITS!r}], **spawn_kwargs()).wait()
 """
     parent = await spawn_process(PARENT, middle, "popen")
     await parent.line_matching(r"child (\d+)")
-    assert len(parent.family()) == 3
+    await eventually(lambda: len(parent.family()) == 3)
 
     parent.kill9()
 

@@ -226,7 +226,7 @@ async def test_the_orphans_of_a_process_are_known_and_cleaned_up(spawn_process: 
     orphan = int((await process.line_matching(r"orphan (\d+)"))[1])
     process.kill9()
     await process.wait()
-    assert process.family() == [orphan]
+    await eventually(lambda: process.family() == [orphan])
 
     await process.cleanup()
 
