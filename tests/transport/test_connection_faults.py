@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 
-import nats
 import pytest
+from nats.aio.client import Client
 
 from agentmesh.errors import (
     AgentMeshError,
@@ -36,6 +36,12 @@ async def publish_until(transport: Transport, subject: str, received: Received, 
 
     await eventually(back, timeout, what="a message comes back")
     return time.monotonic() - start
+
+
+async def flood(transport: Transport) -> None:
+    """Publish until it fails."""
+    while True:
+        await transport.publish("flood", b"x" * 60_000)
 
 
 async def test_subscriptions_and_replies_survive_a_kill_9_of_the_server(server: Server, transport: Transport) -> None:
@@ -161,25 +167,15 @@ async def test_d10_a_publish_to_a_stalled_server_ends_with_an_error(server: Serv
     start = time.monotonic()
 
     with pytest.raises(ConnectionLostError):
-        async with asyncio.timeout(15):
-            while True:
-                await transport.publish("flood", b"x" * 60_000)
+        await flood(transport)
 
     assert time.monotonic() - start < 5.5
     server.resume()
 
 
 async def test_d10_cancelling_a_publish_to_a_stalled_server_works_at_once(server: Server, transport: Transport) -> None:
-    sent = 0
-
-    async def flood() -> None:
-        nonlocal sent
-        while True:
-            await transport.publish("flood", b"x" * 60_000)
-            sent += 1
-
     server.pause()
-    flooding = asyncio.create_task(flood())
+    flooding = asyncio.create_task(flood(transport))
     await eventually(lambda: transport.connection.nc.buffered > 1024 * 1024)
 
     flooding.cancel()
@@ -240,8 +236,7 @@ async def test_closing_takes_a_second_at_most_whatever_the_server_does(server: S
         server.pause()
     if fault == "flooded":
         with pytest.raises(ConnectionLostError):
-            while True:
-                await transport.publish("flood", b"x" * 60_000)
+            await flood(transport)
     start = time.monotonic()
 
     await transport.close()
@@ -286,8 +281,7 @@ async def test_d14_without_jetstream_too_and_with_unsent_bytes(proxy: TcpProxy, 
     proxy.blackhole()
 
     with pytest.raises(ConnectionLostError):
-        while True:
-            await transport.publish("flood", b"x" * 60_000)
+        await flood(transport)
     await states.reach("reconnecting", timeout=15)
     proxy.restore()
 
@@ -331,11 +325,11 @@ async def test_nothing_an_outage_says_contains_credentials(connect: Connect, cap
 
 
 async def test_the_parts_of_the_client_we_replace_are_as_we_know_them() -> None:
-    client = nats.NATS()
+    client = Client()
 
     for private in ("_pending", "_pending_data_size", "_flush_queue", "_pongs", "_subs", "_sid", "_reading_task",
                     "_reconnection_task", "_server_info", "_current_server", "_transport"):  # fmt: skip
         assert hasattr(client, private), private
     for method in ("_process_msg", "_attempt_reconnect"):
-        assert asyncio.iscoroutinefunction(getattr(nats.NATS, method))
-        assert getattr(NatsClient, method) is not getattr(nats.NATS, method)
+        assert asyncio.iscoroutinefunction(getattr(Client, method))
+        assert getattr(NatsClient, method) is not getattr(Client, method)

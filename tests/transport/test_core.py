@@ -198,7 +198,8 @@ async def test_d4_a_users_status_header_is_data_in_events_and_replies(transport:
 
 
 BAD_SUBJECTS = [
-    "", ".", "a..b", ".a", "a.", "a b", "a\tb", "a\r\nPUB x 0\r\n\r\n", "a\x00b", "a\x0bb", "ünï", "a\u2028b", "a\u00a0b",
+    "", ".", "a..b", ".a", "a.", "a b", "a\tb", "a\r\nPUB x 0\r\n\r\n", "a\x00b", "a\x0bb", "ünï", "a\u2028b",
+    "a\u00a0b",
     "w.*", "w.>", ">", "*", "a." + "b" * 512, "a." + "b" * 5000,
 ]  # fmt: skip
 

@@ -150,7 +150,8 @@ async def test_confirmed_messages_survive_kill_9_under_load_and_none_is_stored_t
 
     async def write(writer: int) -> None:
         for i in range(60):
-            acknowledged.append((await transport.publish_durable(f"events.{writer}", b"%d" % i)).sequence)
+            ack = await transport.publish_durable(f"events.{writer}", b"%d" % i)
+            acknowledged.append(ack.sequence)
 
     writing = asyncio.gather(*(write(n) for n in range(8)))
     for _ in range(2):

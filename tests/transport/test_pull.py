@@ -131,9 +131,7 @@ async def test_a_waiting_pull_outlives_its_expiry_without_being_doubled(
     monkeypatch.setattr("agentmesh.transport.pull.EXPIRES", 1.1)
     pull = await queue(transport)
     pull.arm(1)
-    async with asyncio.timeout(10):
-        while pull._waiting._count < 3:
-            await asyncio.sleep(0.05)
+    await eventually(lambda: pull._waiting._count >= 3, what="the pull was renewed twice")
 
     await fill(transport, [b"1", b"2"])
     await asyncio.wait_for(pull.ready.wait(), 2)
@@ -377,7 +375,7 @@ async def test_d15_both_forms_of_ack_subjects_are_understood(connect: Connect, f
         (first,) = await pull.take(1)
         rest = await pull.take(10)
         assert [(d.sequence, d.attempt, d.pending) for d in [first, *rest]] == [(1, 1, 2), (2, 1, 1), (3, 1, 0)]
-        assert len(first.reply.split(".")) == (9 if flag == "false" else len(first.reply.split(".")))
+        assert (len(first.reply.split(".")) > 9) == (flag == "true")
         assert await transport.ack(first)
         await transport.nak(rest[0])
         assert (await next_one(pull)).attempt == 2

@@ -69,7 +69,7 @@ async def test_the_defaults_find_no_difference_either(transport: Transport, capl
         {"subjects": ("full.a",)},
         {"retention": "limits"},
         {"storage": "memory"},
-        {"discard_new_per_subject": False},
+        {"discard_new_per_subject": False, "discard": "new"},
         {"allow_direct": False},
         {"republish": None},
     ],
