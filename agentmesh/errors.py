@@ -42,6 +42,7 @@
     ├── ToolError                       a tool call
     │   ├── NoSuchToolError
     │   ├── ToolArgumentsError
+    │   ├── ToolBusyError
     │   ├── ToolFailedError
     │   ├── ToolTimeoutError
     │   ├── ToolLimitError
@@ -550,6 +551,18 @@ class ToolArgumentsError(ToolError):
 
     def __str__(self) -> str:
         return f"tool {self.tool!r} was not run: {self.problem}"
+
+
+class ToolBusyError(ToolError):
+    """The executor has as many calls running and waiting as it takes; nothing was run."""
+
+    def __init__(self, tool: str, limit: int) -> None:
+        super().__init__(tool, limit)
+        self.tool = tool
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"tool {self.tool!r} was not run: its executor has {self.limit} calls already; try again later or add executors"
 
 
 class ToolFailedError(ToolError):
