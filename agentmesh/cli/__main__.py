@@ -1,0 +1,3 @@
+from agentmesh.cli.app import main
+
+main()

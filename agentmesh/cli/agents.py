@@ -1,0 +1,164 @@
+"""`agentmesh ps`, `agents`, `scale`, `restart` and `logs`: who is there, and what it does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agentmesh.cli.base import Commands, Session
+from agentmesh.cli.output import age
+
+if TYPE_CHECKING:
+    from agentmesh.registry import AgentInfo, MessageInfo
+
+commands = Commands()
+PANEL = "Watch and steer"
+
+_STATES = {"ready": "green", "starting": "yellow", "restarting": "yellow", "stopping": "yellow", "failed": "red"}
+
+
+@commands.command(
+    "ps",
+    example="""agentmesh ps
+agentmesh ps --json | jq '.[].state'""",
+    panel=PANEL,
+)
+def ps(
+    session: Session,
+    agent: Annotated[str | None, typer.Argument(help="Only this agent.", show_default=False)] = None,
+) -> None:
+    """List the replicas of agents that run now: state, process, queue and counts."""
+    infos = session.run(_agents(session, agent or "", brief=True))
+    if session.out.json:
+        session.out.document(infos)
+        return
+    rows = [
+        (
+            info.name,
+            info.replica,
+            info.state,
+            info.node,
+            info.pid or None,
+            info.host or None,
+            info.mailbox,
+            info.in_flight,
+            info.handled,
+            info.failed,
+            info.restarts,
+            age(info.started_at),
+        )
+        for info in infos
+    ]
+    columns = ["AGENT", "REPLICA", "STATE", "NODE", "PID", "HOST", "MAILBOX", "BUSY", "HANDLED", "FAILED", "RESTARTS"]
+    session.out.table([*columns, "UP"], rows, empty=_nobody(session))
+    for info in infos:
+        if info.problem:
+            session.out.warning(f"{info.name}: {info.problem}")
+
+
+agents = commands.group("agents", help="Who can be asked for what.", panel=PANEL)
+
+
+@agents.command("ls", example="agentmesh agents ls")
+def agents_ls(session: Session) -> None:
+    """List agents with the messages they take."""
+    infos = session.run(_agents(session, "", brief=False))
+    by_name: dict[str, list[AgentInfo]] = {}
+    for info in infos:
+        by_name.setdefault(info.name, []).append(info)
+    if session.out.json:
+        session.out.document([_summary(replicas) for replicas in by_name.values()])
+        return
+    rows = [
+        (
+            name,
+            f"{sum(info.state == 'ready' for info in replicas)}/{len(replicas)}",
+            ", ".join(_called(message) for message in replicas[0].messages) or "-",
+            _first_line(replicas[0].description),
+        )
+        for name, replicas in by_name.items()
+    ]
+    session.out.table(["AGENT", "READY", "MESSAGES", "WHAT IT DOES"], rows, empty=_nobody(session))
+
+
+@agents.command("describe", example="agentmesh agents describe greeter")
+def agents_describe(
+    session: Session, agent: Annotated[str, typer.Argument(help="Name of the agent.", show_default=False)]
+) -> None:
+    """Show what an agent does, the messages it takes with their fields, and its replicas.
+
+    With `--json` the messages come with their JSON Schemas.
+    """
+    from agentmesh.errors import NoSuchAgentError
+    from agentmesh.registry import near_misses
+
+    infos = session.run(_agents(session, "", brief=False))
+    replicas = [info for info in infos if info.name == agent]
+    if not replicas:
+        raise NoSuchAgentError(agent, near_misses(agent, [info.name for info in infos]))
+    out = session.out
+    if out.json:
+        out.document({**_summary(replicas), "replicas": replicas})
+        return
+    out.answer(f"{out.style(agent, 'bold')}  {replicas[0].description}".rstrip())
+    out.answer("")
+    rows = [(_called(m), m.kind, _fields(m.schema), _type(m.reply_schema)) for m in replicas[0].messages]
+    out.table(["MESSAGE", "KIND", "FIELDS", "GIVES"], rows)
+    out.answer("")
+    out.table(
+        ["REPLICA", "STATE", "NODE", "PID", "HOST", "UP"],
+        [(i.replica, i.state, i.node, i.pid or None, i.host or None, age(i.started_at)) for i in replicas],
+    )
+
+
+# ---------------------------------------------------------------- parts
+
+
+async def _agents(session: Session, name: str, *, brief: bool) -> list[AgentInfo]:
+    from agentmesh.registry import discover
+
+    async with session.connect() as mesh:
+        return await discover(mesh.transport, mesh.subjects, name=name, brief=brief)
+
+
+def _nobody(session: Session) -> str:
+    return f"no agents run in tenant {session.tenant}; start some: agentmesh up"
+
+
+def _summary(replicas: list[AgentInfo]) -> dict[str, Any]:
+    return {
+        "name": replicas[0].name,
+        "description": replicas[0].description,
+        "ready": sum(info.state == "ready" for info in replicas),
+        "total": len(replicas),
+        "messages": replicas[0].messages,
+    }
+
+
+def _called(message: MessageInfo) -> str:
+    """A stream is marked with a star, an event of a topic with the topic."""
+    star = "*" if message.kind == "stream" else ""
+    return f"{message.name}{star}" + (f" ({message.topic})" if message.topic else "")
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
+
+
+def _fields(schema: dict[str, Any]) -> str:
+    required = schema.get("required", [])
+    fields = schema.get("properties", {}).items()
+    return ", ".join(f"{name}: {_type(kind)}{'' if name in required else '?'}" for name, kind in fields) or "-"
+
+
+def _type(schema: dict[str, Any] | None) -> str:
+    """A JSON Schema in a word."""
+    if schema is None:
+        return "-"
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    if "anyOf" in schema:
+        return " | ".join(_type(option) for option in schema["anyOf"])
+    kind = str(schema.get("title") if schema.get("type") == "object" else schema.get("type", "any"))
+    return f"{kind}[{_type(schema['items'])}]" if "items" in schema else kind

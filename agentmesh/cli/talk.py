@@ -1,0 +1,179 @@
+"""`agentmesh ask`, `tell` and `publish`: say something to agents."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agentmesh.cli.base import Commands, Session, UsageError
+
+if TYPE_CHECKING:
+    from agentmesh.messages import Event
+
+commands = Commands()
+PANEL = "Talk to agents"
+
+Agent = Annotated[str, typer.Argument(help="Name of the agent.", show_default=False)]
+Text = Annotated[
+    str | None, typer.Argument(metavar="TEXT|@FILE|-", help="What to say; - reads standard input.", show_default=False)
+]
+Type = Annotated[str | None, typer.Option("--type", "-t", help="Type of message, instead of plain text.")]
+Data = Annotated[
+    str | None, typer.Option("--data", "-d", metavar="JSON|@FILE|-", help="Fields of the message, as a JSON object.")
+]
+
+
+@commands.command(
+    "ask",
+    example="""agentmesh ask greeter "hi"
+agentmesh ask writer @notes.txt --timeout 2m
+agentmesh ask writer --type Summarise --data '{"text": "…"}'""",
+    panel=PANEL,
+)
+def ask(session: Session, agent: Agent, text: Text = None, type: Type = None, data: Data = None) -> None:
+    """Ask an agent and print its answer, as it comes.
+
+    TEXT is sent as a `Prompt`; with `--type` and `--data` any request can be sent. With `--json` each part of a
+    streaming answer is one line. `--timeout` is how long to wait for the answer, or for its next part.
+    """
+    kind, content = _message(text, type, data, "Prompt")
+    session.run(_ask(session, agent, kind, content))
+
+
+async def _ask(session: Session, agent: str, kind: str, content: dict[str, Any]) -> None:
+    out, ended = session.out, True
+    async with session.connect() as mesh:
+        try:
+            async for part in mesh.stream_raw(agent, kind, content, timeout=session.timeout()):
+                if isinstance(part, str) and not out.json:
+                    out.answer(part, end="")
+                    ended = part.endswith("\n")
+                else:
+                    out.value(part)
+        finally:
+            if not ended:
+                out.answer("")
+
+
+@commands.command(
+    "tell",
+    example="""agentmesh tell greeter "the door is open"
+agentmesh tell audit --type Entry --data '{"who": "Ada"}' --durable""",
+    panel=PANEL,
+)
+def tell(
+    session: Session,
+    agent: Agent,
+    text: Text = None,
+    type: Type = None,
+    data: Data = None,
+    durable: Annotated[
+        bool, typer.Option("--durable", help="Keep it until the agent has handled it, for events declared durable.")
+    ] = False,
+) -> None:
+    """Tell an agent something; nobody answers.
+
+    TEXT is sent as a `Text` event. Returns when the agent's mailbox has taken it, or, with `--durable`, when it is
+    stored.
+    """
+    kind, content = _message(text, type, data, "Text")
+    session.run(_tell(session, agent, event(kind, content, durable=durable)))
+
+
+async def _tell(session: Session, agent: str, message: Event) -> None:
+    async with session.connect() as mesh:
+        await mesh.tell(agent, message, timeout=session.timeout())
+    if session.out.json:
+        session.out.document({"agent": agent, "taken": True})
+    else:
+        session.out.note(f"{agent} has it" if not message.durable else f"stored for {agent}")
+
+
+@commands.command(
+    "publish",
+    example="""agentmesh publish news "the door is open"
+agentmesh publish orders.new --type Order --data '{"id": 7}'""",
+    panel=PANEL,
+)
+def publish(
+    session: Session,
+    topic: Annotated[str, typer.Argument(help="Topic: words joined by dots.", show_default=False)],
+    text: Text = None,
+    type: Type = None,
+    data: Data = None,
+) -> None:
+    """Publish an event to every agent that listens to a topic.
+
+    TEXT is sent as a `Text` event. At most once: who is not listening now does not get it.
+    """
+    kind, content = _message(text, type, data, "Text")
+    session.run(_publish(session, topic, event(kind, content)))
+
+
+async def _publish(session: Session, topic: str, message: Event) -> None:
+    async with session.connect() as mesh:
+        await mesh.publish(topic, message)
+    if session.out.json:
+        session.out.document({"topic": topic, "published": True})
+    else:
+        session.out.note(f"published to {topic}")
+
+
+# ---------------------------------------------------------------- what was typed
+
+
+def event(kind: str, content: dict[str, Any], *, durable: bool = False) -> Event:
+    """An event of a type that only the receiver knows; the receiver checks the fields."""
+    import types
+
+    from pydantic import ConfigDict
+
+    from agentmesh.messages import Event
+
+    open_fields = ConfigDict(extra="allow")
+    made = types.new_class(kind, (Event,), {"durable": durable}, lambda body: body.update(model_config=open_fields))
+    message: Event = made.model_validate(content)  # type: ignore[attr-defined]
+    return message
+
+
+def _message(text: str | None, kind: str | None, data: str | None, plain: str) -> tuple[str, dict[str, Any]]:
+    """Type and fields of the message that was typed: plain text, or `--type` with `--data`."""
+    if kind is None and data is None:
+        if text is None:
+            raise UsageError("say what to send: TEXT, @FILE, - for standard input, or --type with --data")
+        return plain, {"text": read_text(text)}
+    if text is not None:
+        raise UsageError("TEXT and --type/--data exclude each other: put the text into --data")
+    return kind or plain, read_object(data)
+
+
+def read_text(given: str) -> str:
+    """`given`, or what it points to: `@FILE`, or `-` for standard input; `@@x` is the text `@x`."""
+    if given == "-":
+        return sys.stdin.read()
+    if given.startswith("@@"):
+        return given[1:]
+    if given.startswith("@"):
+        try:
+            return Path(given[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read {given[1:]}: {getattr(error, 'strerror', None) or error}") from None
+    return given
+
+
+def read_object(given: str | None) -> dict[str, Any]:
+    """The JSON object in `--data`; nothing is an object without fields."""
+    import json
+
+    if given is None:
+        return {}
+    try:
+        value = json.loads(read_text(given))
+    except ValueError as error:
+        raise UsageError(f"--data is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f'--data is {given[:60]!r}; expected a JSON object such as {{"text": "hi"}}')
+    return value
