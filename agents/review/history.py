@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 
 from agentmesh.agents.review.model import Finding, FixedFinding, History
 
-PAGE_SIZE = 2000
-"""Findings in one page: about 200 KB with paths of usual length."""
+PAGE_SIZE = 1000
+"""Findings in one page: about 120 KB with paths of usual length, of the 256 KiB a record may have."""
 
 
 class SnapshotPage(BaseModel):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from agentmesh.agents.review.packing import Packable
 
 ToolName = Literal["ruff", "radon", "ast", "walk"]
 
@@ -112,8 +114,10 @@ class Excerpt(_Model):
     lines: tuple[str, ...]
 
 
-class FileReview(_Model):
+class FileReview(_Model, Packable):
     """Everything the tools said about one file, before anything is merged or ranked."""
+
+    heavy: ClassVar[frozenset[str]] = frozenset({"findings", "functions", "excerpts"})
 
     path: str
     findings: tuple[Finding, ...] = ()
@@ -121,8 +125,6 @@ class FileReview(_Model):
     metrics: FileMetrics = FileMetrics()
     excerpts: dict[str, Excerpt] = {}
     """Source for the findings of this file that may become one of the first ten, by fingerprint."""
-    packed: str = ""
-    """On the way only: `findings` and `functions` of a very large review, compressed (`packing`)."""
 
     @property
     def worst_function(self) -> FunctionBlock | None:

@@ -45,11 +45,11 @@ def test_half_a_snapshot_is_not_taken_for_a_whole_one() -> None:
     assert compare(pages[:2], _findings("a")) is None
 
 
-def test_a_page_of_usual_paths_fits_into_a_message_of_the_broker() -> None:
+def test_a_page_of_usual_paths_fits_into_a_record_of_the_memory_service() -> None:
     path = "package/subpackage/" + "long_module_name_" * 4 + ".py"
-    many = [finding("PERF401", path, line, fingerprint=f"{line:016x}") for line in range(1, 2001)]
+    many = [finding("PERF401", path, line, fingerprint=f"{line:016x}") for line in range(1, 1001)]
 
     (page,) = snapshot(many, NOW)
 
-    assert len(page.model_dump_json()) < 512 * 1024
+    assert len(page.model_dump_json()) < 256 * 1024
     assert SnapshotPage.model_validate_json(page.model_dump_json()) == page
