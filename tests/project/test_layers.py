@@ -101,7 +101,14 @@ def test_each_outside_library_has_one_owner(library: str) -> None:
 
 
 def test_the_environment_is_read_in_one_place() -> None:
-    allowed = ("agentmesh/config/", "agentmesh/broker.py", "tools/", "agentmesh/cli/", "agentmesh/up/", "agentmesh/lifeline.py")
+    allowed = (
+        "agentmesh/config/",
+        "agentmesh/broker.py",
+        "tools/",
+        "agentmesh/cli/",
+        "agentmesh/up/",
+        "agentmesh/lifeline.py",
+    )
     readers = {
         relative
         for relative, path in _sources()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import tarfile
@@ -47,11 +48,16 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_nothing_tells_anybody_to_install_the_placeholder_of_the_same_name() -> None:
-    texts = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "agentmesh").rglob("*.py")]
+    texts = [
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "agentmesh").rglob("*.py"),
+    ]
     for path in texts:
         for line in path.read_text().splitlines():
             words = line.replace("'", " ").replace('"', " ").replace("`", " ").split()
-            for first, second in zip(words, words[1:], strict=False):
+            for first, second in itertools.pairwise(words):
                 assert not (first == "install" and second.split("[")[0] == "agentmesh"), f"{path.name}: {line}"
 
 
@@ -87,7 +93,16 @@ def test_the_source_archive_builds_the_same_wheel_content(built: Path, tmp_path:
         tar.extractall(tmp_path, filter="data")
     (unpacked,) = tmp_path.iterdir()
     subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path / "again"), str(unpacked)],
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--no-isolation",
+            "--wheel",
+            "--outdir",
+            str(tmp_path / "again"),
+            str(unpacked),
+        ],
         check=True,
         capture_output=True,
     )
@@ -99,7 +114,8 @@ def test_the_source_archive_builds_the_same_wheel_content(built: Path, tmp_path:
 def test_modules_import_from_the_installed_wheel(built: Path, tmp_path: Path) -> None:
     (wheel,) = built.glob("*.whl")
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(wheel)], check=True
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(wheel)],
+        check=True,
     )
     modules = ", ".join(sorted(_packages()))
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {modules}; print(agentmesh.__file__)"
@@ -110,7 +126,17 @@ def test_modules_import_from_the_installed_wheel(built: Path, tmp_path: Path) ->
 
 
 def test_importing_agentmesh_does_not_import_what_only_some_programs_need() -> None:
-    heavy = ["rich", "typer", "aiosqlite", "cloudpickle", "watchfiles", "nats.micro", "agentmesh.cli", "sqlite3", "pytest"]
+    heavy = [
+        "rich",
+        "typer",
+        "aiosqlite",
+        "cloudpickle",
+        "watchfiles",
+        "nats.micro",
+        "agentmesh.cli",
+        "sqlite3",
+        "pytest",
+    ]
     code = f"import agentmesh, sys; print([m for m in {heavy!r} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
     assert shown.strip() == "[]"

@@ -1,0 +1,79 @@
+"""Plain code: calls that block, on a thread and connection of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+
+from agentmesh import Agent, Mesh, Prompt, Request, SyncMesh, handler
+from agentmesh.broker import EmbeddedBroker
+from agentmesh.errors import NoSuchAgentError
+from agentmesh.ids import new_id
+from agentmesh.mesh import ConnectOptions
+
+
+class Where(Request[str]): ...
+
+
+class Echo(Agent):
+    @handler
+    async def asked(self, request: Prompt) -> AsyncIterator[str]:
+        for word in request.text.split():
+            yield word
+
+    @handler
+    async def where(self, request: Where) -> str:
+        return threading.current_thread().name
+
+
+def test_a_script_without_asyncio_spawns_asks_and_streams(nats_server: EmbeddedBroker) -> None:
+    with SyncMesh(ConnectOptions(url=nats_server.url, tenant=f"sync-{new_id()}")) as mesh:
+        mesh.spawn(Echo)
+        assert mesh.ask("echo", Prompt(text="a b")) == "ab"
+        assert list(mesh.stream("echo", Prompt(text="a b c"))) == ["a", "b", "c"]
+        assert [info.name for info in mesh.agents()] == ["echo"]
+        with pytest.raises(NoSuchAgentError):
+            mesh.ask("nobody", Prompt(text="a"))
+
+
+def test_leaving_a_stream_early_closes_it(nats_server: EmbeddedBroker) -> None:
+    with SyncMesh(ConnectOptions(url=nats_server.url, tenant=f"sync-{new_id()}")) as mesh:
+        mesh.spawn(Echo)
+        chunks = mesh.stream("echo", Prompt(text="a b c"))
+        assert next(iter(chunks)) == "a"
+        assert mesh.ask("echo", Prompt(text="x y")) == "xy"
+
+
+async def test_a_blocking_call_works_while_the_loop_of_the_caller_is_blocked(mesh: Mesh) -> None:
+    mesh.sync.spawn(Echo)  # blocks this loop, as a cell of a notebook would
+    assert mesh.sync.ask("echo", Where()) == "agentmesh"
+    assert await mesh.ask("echo", Where()) == "agentmesh"
+
+
+async def test_with_a_thread_of_its_own_an_agent_answers_while_this_loop_is_blocked(
+    nats_server: EmbeddedBroker,
+) -> None:
+    from agentmesh import connect
+
+    async with connect(nats_server.url, tenant=f"sync-{new_id()}", own_thread=True) as mesh:
+        await mesh.spawn(Echo)
+        assert mesh.sync.ask("echo", Prompt(text="a b")) == "ab"
+        assert await mesh.ask("echo", Where()) == "agentmesh"
+
+
+async def test_the_facade_refuses_to_block_its_own_thread(mesh: Mesh) -> None:
+    facade = mesh.sync
+
+    class Blocks(Agent):
+        @handler
+        async def where(self, request: Where) -> str:
+            return facade.ask("blocks", Where())
+
+    await asyncio.to_thread(facade.spawn, Blocks)
+    from agentmesh.errors import RemoteError
+
+    with pytest.raises(RemoteError, match=r"await self\.mesh"):
+        await mesh.ask("blocks", Where())
