@@ -26,7 +26,7 @@ agentmesh ps --json | jq '.[].state'""",
 )
 def ps(
     session: Session,
-    agent: Annotated[str | None, typer.Argument(help="Only this agent.", show_default=False)] = None,
+    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="Only this agent.", show_default=False)] = None,
 ) -> None:
     """List the replicas of agents that run now: state, process, queue and counts."""
     infos = session.run(_agents(session, agent or "", brief=True))
@@ -84,7 +84,8 @@ def agents_ls(session: Session) -> None:
 
 @agents.command("describe", example="agentmesh agents describe greeter")
 def agents_describe(
-    session: Session, agent: Annotated[str, typer.Argument(help="Name of the agent.", show_default=False)]
+    session: Session,
+    agent: Annotated[str, typer.Argument(metavar="AGENT", help="Name of the agent.", show_default=False)],
 ) -> None:
     """Show what an agent does, the messages it takes with their fields, and its replicas.
 

@@ -101,8 +101,12 @@ def _options(params: list[Any], context: Any) -> str:
             names = param.metavar or str(param.name).upper()
         else:
             names = ", ".join(param.opts + param.secondary_opts) + (f" {param.metavar}" if param.metavar else "")
-        rows.append(f"| `{names}` | {(getattr(param, 'help', '') or '').replace('|', chr(92) + '|')} |")
+        rows.append(f"| `{_in_table(names)}` | {_in_table(param.help or '')} |")
     return "\n".join(["| option | what |", "| --- | --- |", *rows]) if rows else ""
+
+
+def _in_table(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 # ---------------------------------------------------------------- settings

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentmesh.cli.base import Commands, Session, UsageError
+from agentmesh.cli import typed
+from agentmesh.cli.base import Commands, Session
 
 if TYPE_CHECKING:
     from agentmesh.messages import Event
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 commands = Commands()
 PANEL = "Talk to agents"
 
-Agent = Annotated[str, typer.Argument(help="Name of the agent.", show_default=False)]
+Agent = Annotated[str, typer.Argument(metavar="AGENT", help="Name of the agent.", show_default=False)]
 Text = Annotated[
     str | None, typer.Argument(metavar="TEXT|@FILE|-", help="What to say; - reads standard input.", show_default=False)
 ]
@@ -39,7 +38,7 @@ def ask(session: Session, agent: Agent, text: Text = None, type: Type = None, da
     TEXT is sent as a `Prompt`; with `--type` and `--data` any request can be sent. With `--json` each part of a
     streaming answer is one line. `--timeout` is how long to wait for the answer, or for its next part.
     """
-    kind, content = _message(text, type, data, "Prompt")
+    kind, content = typed.content(text, type, data, "Prompt")
     session.run(_ask(session, agent, kind, content))
 
 
@@ -79,8 +78,8 @@ def tell(
     TEXT is sent as a `Text` event. Returns when the agent's mailbox has taken it, or, with `--durable`, when it is
     stored.
     """
-    kind, content = _message(text, type, data, "Text")
-    session.run(_tell(session, agent, event(kind, content, durable=durable)))
+    kind, content = typed.content(text, type, data, "Text")
+    session.run(_tell(session, agent, typed.message(_event(), kind, content, durable=durable)))
 
 
 async def _tell(session: Session, agent: str, message: Event) -> None:
@@ -100,7 +99,7 @@ agentmesh publish orders.new --type Order --data '{"id": 7}'""",
 )
 def publish(
     session: Session,
-    topic: Annotated[str, typer.Argument(help="Topic: words joined by dots.", show_default=False)],
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="Topic: words joined by dots.", show_default=False)],
     text: Text = None,
     type: Type = None,
     data: Data = None,
@@ -109,8 +108,8 @@ def publish(
 
     TEXT is sent as a `Text` event. At most once: who is not listening now does not get it.
     """
-    kind, content = _message(text, type, data, "Text")
-    session.run(_publish(session, topic, event(kind, content)))
+    kind, content = typed.content(text, type, data, "Text")
+    session.run(_publish(session, topic, typed.message(_event(), kind, content)))
 
 
 async def _publish(session: Session, topic: str, message: Event) -> None:
@@ -122,58 +121,7 @@ async def _publish(session: Session, topic: str, message: Event) -> None:
         session.out.note(f"published to {topic}")
 
 
-# ---------------------------------------------------------------- what was typed
-
-
-def event(kind: str, content: dict[str, Any], *, durable: bool = False) -> Event:
-    """An event of a type that only the receiver knows; the receiver checks the fields."""
-    import types
-
-    from pydantic import ConfigDict
-
+def _event() -> type[Event]:
     from agentmesh.messages import Event
 
-    open_fields = ConfigDict(extra="allow")
-    made = types.new_class(kind, (Event,), {"durable": durable}, lambda body: body.update(model_config=open_fields))
-    message: Event = made.model_validate(content)  # type: ignore[attr-defined]
-    return message
-
-
-def _message(text: str | None, kind: str | None, data: str | None, plain: str) -> tuple[str, dict[str, Any]]:
-    """Type and fields of the message that was typed: plain text, or `--type` with `--data`."""
-    if kind is None and data is None:
-        if text is None:
-            raise UsageError("say what to send: TEXT, @FILE, - for standard input, or --type with --data")
-        return plain, {"text": read_text(text)}
-    if text is not None:
-        raise UsageError("TEXT and --type/--data exclude each other: put the text into --data")
-    return kind or plain, read_object(data)
-
-
-def read_text(given: str) -> str:
-    """`given`, or what it points to: `@FILE`, or `-` for standard input; `@@x` is the text `@x`."""
-    if given == "-":
-        return sys.stdin.read()
-    if given.startswith("@@"):
-        return given[1:]
-    if given.startswith("@"):
-        try:
-            return Path(given[1:]).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read {given[1:]}: {getattr(error, 'strerror', None) or error}") from None
-    return given
-
-
-def read_object(given: str | None) -> dict[str, Any]:
-    """The JSON object in `--data`; nothing is an object without fields."""
-    import json
-
-    if given is None:
-        return {}
-    try:
-        value = json.loads(read_text(given))
-    except ValueError as error:
-        raise UsageError(f"--data is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UsageError(f'--data is {given[:60]!r}; expected a JSON object such as {{"text": "hi"}}')
-    return value
+    return Event

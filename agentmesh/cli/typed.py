@@ -1,0 +1,86 @@
+"""What was typed becomes a message: plain text, `@FILE`, `-`, or `--type` with `--data`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import new_class
+from typing import Any, TypeVar
+
+from agentmesh.cli.base import UsageError
+
+M = TypeVar("M")
+
+
+def message(base: type[M], kind: str, content: dict[str, Any], **keywords: Any) -> M:
+    """A message of a type that only the receiver knows; the receiver checks the fields.
+
+    Args:
+        base: `Event`, `Request[Any]` or `Task[Any]`.
+        kind: Its name on the wire.
+        content: Its fields.
+        keywords: Of the class, such as `durable`.
+    """
+    from pydantic import ConfigDict
+
+    any_field = ConfigDict(extra="allow")
+    made: Any = new_class(kind, (base,), {"name": kind, **keywords}, lambda body: body.update(model_config=any_field))
+    built: M = made.model_validate(content)
+    return built
+
+
+def content(text: str | None, kind: str | None, data: str | None, plain: str) -> tuple[str, dict[str, Any]]:
+    """Type and fields of the message that was typed.
+
+    Args:
+        text: `TEXT|@FILE|-`.
+        kind: `--type`.
+        data: `--data`.
+        plain: The type that carries plain text.
+
+    Raises:
+        UsageError: Neither or both ways were used, or `--data` is no JSON object.
+    """
+    if kind is None and data is None:
+        if text is None:
+            raise UsageError("say what to send: TEXT, @FILE, - for standard input, or --type with --data")
+        return plain, {"text": read_text(text)}
+    if text is not None:
+        raise UsageError("TEXT and --type/--data exclude each other: put the text into --data")
+    return kind or plain, read_object(data)
+
+
+def read_text(given: str) -> str:
+    """`given`, or what it points to: `@FILE`, or `-` for standard input; `@@x` is the text `@x`.
+
+    Raises:
+        UsageError: The file cannot be read as text.
+    """
+    try:
+        if given == "-":
+            return sys.stdin.read()
+        if given.startswith("@") and not given.startswith("@@"):
+            return Path(given[1:]).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {given[1:]}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"cannot read {given}: it is not UTF-8 text") from None
+    return given.removeprefix("@")
+
+
+def read_object(given: str | None) -> dict[str, Any]:
+    """The JSON object in `--data`; nothing is an object without fields.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    if given is None:
+        return {}
+    try:
+        value = json.loads(read_text(given))
+    except ValueError as error:
+        raise UsageError(f"--data is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f'--data is {given[:60]!r}; expected a JSON object such as {{"text": "hi"}}')
+    return value

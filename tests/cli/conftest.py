@@ -1,0 +1,89 @@
+"""Run the real command line, as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from agentmesh import Mesh
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a finished command left."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one document on standard output."""
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+Cli = Callable[..., Awaitable[Ran]]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment without what would change how a command behaves, and with this checkout importable."""
+    strange = ("NATS_URL", "CI", "NO_COLOR", "FORCE_COLOR", "PYTHONPATH")
+    plain = {key: value for key, value in os.environ.items() if key not in strange and not key.startswith("AGENTMESH_")}
+    return {**plain, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "200", **more}
+
+
+async def run(*arguments: str, cwd: Path, stdin: str = "", env: dict[str, str] | None = None) -> Ran:
+    """Run `agentmesh arguments…` to its end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "agentmesh.cli", *arguments),
+        cwd=cwd,
+        env=environment(**(env or {})),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return Ran(process.returncode, out.decode(), err.decode())
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Cli:
+    """`await alone("version")`: a command in an empty folder, with no mesh around."""
+
+    async def call(*arguments: str, **options: Any) -> Ran:
+        return await run(*arguments, **{"cwd": tmp_path, **options})
+
+    return call
+
+
+@pytest.fixture
+def cli(mesh: Mesh, tmp_path: Path) -> Cli:
+    """`await cli("ask", "greeter", "hi")`: a command against the mesh of the test."""
+
+    async def call(*arguments: str, **options: Any) -> Ran:
+        address = ("--nats", mesh.url, "--tenant", mesh.subjects.tenant)
+        return await run(*arguments, *address, **{"cwd": tmp_path, **options})
+
+    return call
