@@ -12,12 +12,14 @@
     │   ├── BrokerTooOldError
     │   ├── BrokerStartError
     │   ├── ConnectionLostError
+    │   │   └── ConnectionClosedError   … by ourselves: nothing will work any more
     │   ├── PermissionDeniedError
     │   ├── PayloadTooLargeError
     │   ├── PublishTimeoutError         a durable write was not confirmed: its fate is unknown
     │   ├── StreamFullError             the stream or queue refuses more
     │   ├── SequenceConflictError       somebody else wrote first (compare-and-set)
     │   ├── ConsumerGoneError           the consumer a worker pulls from was deleted
+    │   ├── JetStreamUnavailableError   a restart or an election: worth trying again
     │   └── JetStreamError              any other refusal by JetStream, with its code
     ├── DeliveryError                   an event or a request
     │   ├── NoRespondersError           nobody listens on the subject
@@ -48,7 +50,12 @@
     │   ├── ToolLimitError
     │   └── ToolCancelledError
     ├── StoreError                      the memory service
-    │   └── RevisionConflictError
+    │   ├── RevisionConflictError
+    │   ├── StoreLimitError             a key, value, query … is larger than the store takes
+    │   ├── StoreBusyError              too many operations wait; nothing was done
+    │   ├── StoreUnavailableError       no memory service answers
+    │   ├── StoreLockedError            another process has the file open
+    │   └── StoreVersionError           the file was written by a newer agentmesh
     ├── SupervisionError                a process or agent tree
     │   └── RestartIntensityError
     └── Retry, Reject                   raised by task handlers to decide what happens to the task
@@ -200,6 +207,10 @@ class ConnectionLostError(BrokerError):
         return self.problem
 
 
+class ConnectionClosedError(ConnectionLostError):
+    """We closed the connection ourselves; trying again is of no use."""
+
+
 class PermissionDeniedError(BrokerError):
     """The broker does not let this user publish or subscribe there."""
 
@@ -256,10 +267,11 @@ class StreamFullError(BrokerError):
 class SequenceConflictError(BrokerError):
     """A compare-and-set write lost: the subject already has a newer message."""
 
-    def __init__(self, subject: str, expected: int) -> None:
-        super().__init__(subject, expected)
+    def __init__(self, subject: str, expected: int, stream: str = "") -> None:
+        super().__init__(subject, expected, stream)
         self.subject = subject
         self.expected = expected
+        self.stream = stream
 
     def __str__(self) -> str:
         return f"{self.subject!r} was written by somebody else (expected sequence {self.expected})"
@@ -278,6 +290,18 @@ class ConsumerGoneError(BrokerError):
             f"stream {self.stream!r} has no consumer {self.consumer!r}; was it, or the stream, deleted? "
             "Restart the worker to have it made again"
         )
+
+
+class JetStreamUnavailableError(BrokerError):
+    """JetStream cannot answer right now, as during a restart or an election. Worth trying again."""
+
+    def __init__(self, operation: str, problem: str) -> None:
+        super().__init__(operation, problem)
+        self.operation = operation
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.operation}: JetStream is unavailable right now: {self.problem}"
 
 
 class JetStreamError(BrokerError):
@@ -638,7 +662,79 @@ class RevisionConflictError(StoreError):
         self.actual = actual
 
     def __str__(self) -> str:
-        return f"record {self.namespace}/{self.key} is at revision {self.actual}, not {self.expected}; read it again"
+        record = f"record {self.namespace}/{self.key}"
+        if not self.actual:
+            return f"{record} does not exist; it was expected at revision {self.expected}"
+        if not self.expected:
+            return f"{record} exists already, at revision {self.actual}"
+        return f"{record} is at revision {self.actual}, not {self.expected}; read it again"
+
+
+class StoreLimitError(StoreError):
+    """A key, value, query … is larger than the memory service takes; nothing was written."""
+
+    def __init__(self, what: str, size: int, limit: int) -> None:
+        AgentMeshError.__init__(self, what, size, limit)
+        self.what = what
+        self.size = size
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"{self.what} is {self.size}; the memory service takes up to {self.limit}"
+
+
+class StoreBusyError(StoreError):
+    """More operations wait than the memory service can hold; nothing was done. Try again a little later."""
+
+    def __init__(self, waiting: int) -> None:
+        AgentMeshError.__init__(self, waiting)
+        self.waiting = waiting
+
+    def __str__(self) -> str:
+        return f"the memory service is overloaded ({self.waiting} operations wait); try again a little later"
+
+
+class StoreUnavailableError(StoreError):
+    """No memory service answered. A write may have been done, if one was there and went away before its answer."""
+
+    def __init__(self, tenant: str, problem: str) -> None:
+        AgentMeshError.__init__(self, tenant, problem)
+        self.tenant = tenant
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return (
+            f"no memory service answers for tenant {self.tenant!r}: {self.problem}; `agentmesh up` starts one "
+            "(or: python -m agentmesh.memory_store)"
+        )
+
+
+class StoreLockedError(StoreError):
+    """Another process serves this file: one writes, everybody else asks it."""
+
+    def __init__(self, path: str, holder: str) -> None:
+        AgentMeshError.__init__(self, path, holder)
+        self.path = path
+        self.holder = holder
+
+    def __str__(self) -> str:
+        return f"{self.path} is in use by another memory service ({self.holder}); stop it or give another path"
+
+
+class StoreVersionError(StoreError):
+    """The file has a newer schema than this version of agentmesh knows; it was not touched."""
+
+    def __init__(self, path: str, found: int, supported: int) -> None:
+        AgentMeshError.__init__(self, path, found, supported)
+        self.path = path
+        self.found = found
+        self.supported = supported
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} has schema version {self.found}, this agentmesh knows up to {self.supported}; "
+            "upgrade agentmesh-nats to open it"
+        )
 
 
 # ---------------------------------------------------------------- supervision

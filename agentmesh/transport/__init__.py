@@ -1,6 +1,23 @@
-"""NATS behind one object; the only package that imports nats.
+"""NATS behind one object: the only package that imports nats.
 
-Source: transport contract of the project; everything else talks to the broker through these names.
+    async with await Transport.connect(TransportOptions(url="nats://127.0.0.1:4222")) as transport:
+        await transport.subscribe("news.*", print)
+        await transport.publish("news.today", b"rain")
+
+What it promises, beyond what the client library does:
+
+* The connection comes back by itself, whatever ended it, with all subscriptions; one that only looks alive is found.
+* A callback is a plain function, called in order; what it raises is logged and harms nobody.
+* Subjects, headers and sizes are checked before the wire: a mistake would make the broker close the connection.
+* A request to nobody, to a forbidden subject, or without an answer ends at once, at once, and at its deadline.
+* A publish to a stalled broker ends, and can be cancelled. `close` takes a second at most.
+* A durable publish is confirmed, and repeated with the same id until it is; or its fate is unknown, and it says so.
+* A pull hands over what there is, owns what comes late, notices a restart and a deleted consumer.
+* A user's header called `Status` is data; what the broker itself says has `ServerStatus` headers.
+
+Where to look: `transport` the object itself, `connection` one connection that comes back, `dialing` making and ending
+it, `client` the patched client, `watchdog`, `inbox` replies and deadlines, `publisher`, `pull`, `reading` direct gets,
+`streams` specs, `services` discovery, `api` JetStream calls, `wire` messages and checks, `options`.
 """
 
 from agentmesh.transport.connection import Subscription

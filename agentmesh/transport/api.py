@@ -10,9 +10,11 @@ import msgspec
 
 from agentmesh.errors import (
     BrokerError,
+    ConnectionClosedError,
     ConnectionLostError,
     DeadlineExceededError,
     JetStreamError,
+    JetStreamUnavailableError,
     NoRespondersError,
 )
 from agentmesh.transport.inbox import Mux
@@ -27,11 +29,7 @@ NOT_FOUND = (10059, 10014, 10037, 10043)  # stream, consumer, message, sequence
 _TRANSIENT_CODES = (10008, 10074, 10023, 10076)  # unavailable, not enough peers, short of resources, no account yet
 
 
-class UnavailableError(BrokerError):
-    """JetStream cannot answer right now: a restart or an election. Never leaves this package."""
-
-
-TRANSIENT = (UnavailableError, NoRespondersError, DeadlineExceededError, ConnectionLostError)
+TRANSIENT = (JetStreamUnavailableError, NoRespondersError, DeadlineExceededError, ConnectionLostError)
 """What a restart, an election or a lost reply looks like: worth trying again."""
 
 
@@ -39,8 +37,12 @@ def refusal(operation: str, error: Mapping[str, Any]) -> BrokerError:
     """The error for an `error` object of JetStream."""
     code, description = int(error.get("err_code", 0)), str(error.get("description", ""))
     if error.get("code") == 503 or code in _TRANSIENT_CODES:
-        return UnavailableError(f"{operation}: {description} ({code})")
+        return JetStreamUnavailableError(operation, f"{description} ({code})")
     return JetStreamError(operation, code, description)
+
+
+def is_transient(error: BaseException) -> bool:
+    return isinstance(error, TRANSIENT) and not isinstance(error, ConnectionClosedError)
 
 
 async def patiently(attempt: Callable[[float], Awaitable[T]], timeout: float) -> T:
@@ -49,12 +51,13 @@ async def patiently(attempt: Callable[[float], Awaitable[T]], timeout: float) ->
     Only what a restart or an election makes fail is tried again, with growing pauses and jitter; the last such
     error is raised when time is up.
     """
-    from tenacity import AsyncRetrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
+    # Slow to import, and only needed once something failed.
+    from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
     async for trial in AsyncRetrying(
-        retry=retry_if_exception_type(TRANSIENT),
+        retry=retry_if_exception(is_transient),
         wait=wait_random_exponential(multiplier=0.05, max=1.0),
         stop=stop_before_delay(timeout),
         reraise=True,
@@ -84,6 +87,8 @@ class JetStreamApi:
 
         try:
             return await patiently(attempt, timeout)
+        except ConnectionClosedError:
+            raise
         except TRANSIENT as error:
             raise ConnectionLostError(f"JetStream did not answer {operation} within {timeout:g} s: {error}") from error
 

@@ -14,14 +14,17 @@ import nats.errors
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from agentmesh.errors import (
+    AgentMeshError,
     BrokerTooOldError,
     BrokerUnavailableError,
+    ConnectionClosedError,
     ConnectionLostError,
     PayloadTooLargeError,
     PermissionDeniedError,
 )
 from agentmesh.ids import new_id
 from agentmesh.transport.client import NatsClient
+from agentmesh.transport.dialing import dial, hang_up, plain, version_of
 from agentmesh.transport.inbox import Mux
 from agentmesh.transport.options import TransportOptions, shown_url
 from agentmesh.transport.watchdog import Watchdog
@@ -94,7 +97,7 @@ class Connection:
         """
         await self._dial(self._nc, self.options.connect_timeout)
         version = str(self._nc._server_info.get("version", "0"))
-        if _version(version) < REQUIRED_VERSION:
+        if version_of(version) < REQUIRED_VERSION:
             await self.close()
             raise BrokerTooOldError(version, ".".join(map(str, REQUIRED_VERSION)))
         self._up()
@@ -117,55 +120,35 @@ class Connection:
                 task.cancel()
         if was == "connected" and nc.is_connected:
             await nc.round_trip(0.4)
-        await _end(nc)
+        await hang_up(nc)
 
     async def _dial(self, nc: NatsClient, timeout: float) -> None:
-        """Connect `nc` or raise BrokerUnavailableError. A refused login is final; a refused socket is tried again."""
         self._last_problem = "no answer"
-        options = self.options
-        attempt = asyncio.create_task(
-            nc.connect(
-                [shown_url(url) for url in options.servers],
-                name=self.name,
-                error_cb=self._on_error,
-                disconnected_cb=self._on_disconnected,
-                reconnected_cb=self._on_reconnected,
-                closed_cb=self._on_closed,
-                allow_reconnect=False,  # for the first handshake only, see below
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,  # type: ignore[arg-type]
-                connect_timeout=2,
-                ping_interval=5,
-                max_outstanding_pings=2,
-                flush_timeout=5,
-                pending_size=1 << 40,  # publishers wait in `_make_room`, where waiting ends and can be cancelled
-                inbox_prefix=options.reply_prefix,
-                **options.credentials(),
-                **options.tls(),
-            )
-        )
-        try:
-            done, _ = await asyncio.wait({attempt}, timeout=timeout)
-            if not done:
-                raise BrokerUnavailableError(options.shown, f"{self._last_problem} within {timeout:g} s")
-            attempt.result()
-        except (OSError, nats.errors.Error, TimeoutError) as error:
-            raise BrokerUnavailableError(options.shown, _plain(error)) from error
-        finally:
-            if not attempt.done() or attempt.cancelled() or attempt.exception() is not None:
-                attempt.cancel()
-                nc.abort()
-        nc.options["allow_reconnect"] = True
+        callbacks = {
+            "error_cb": self._on_error,
+            "disconnected_cb": self._on_disconnected,
+            "reconnected_cb": self._on_reconnected,
+            "closed_cb": self._on_closed,
+        }
+        if not await dial(nc, self.options, self.name, timeout, callbacks):
+            raise BrokerUnavailableError(self.options.shown, f"{self._last_problem} within {timeout:g} s")
 
     # -- publishing
 
-    async def publish(self, subject: str, data: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
+    async def publish(
+        self,
+        subject: str,
+        data: bytes,
+        reply: str = "",
+        headers: dict[str, str] | None = None,
+        patience: float = STALL_TIMEOUT,
+    ) -> None:
         """Put a message on the wire. It is gone when the connection is: only durable publishes are confirmed.
 
         Raises:
             InvalidSubjectError: `subject` or `reply` is malformed; nothing was sent.
             PayloadTooLargeError: Body and headers are over the limit; nothing was sent.
-            ConnectionLostError: The broker took no data for 5 seconds, or the connection is closed.
+            ConnectionLostError: The broker took no data for `patience` seconds (5 at most), or we are closed.
         """
         if subject not in self._known:
             self._check(subject)
@@ -175,13 +158,13 @@ class Connection:
         if len(data) + len(block) > self._limit:
             raise PayloadTooLargeError(len(data) + len(block), self._limit)
         if self._nc._pending_data_size > HIGH_WATER or self._nc.is_closed:
-            await self._make_room()
+            await self._make_room(min(patience, STALL_TIMEOUT))
         self._nc.write(subject, data, reply, block)
 
     async def until_usable(self, timeout: float) -> None:
         """Wait for a connection; ConnectionLostError if there is none within `timeout` seconds."""
         if self.state == "closed":
-            raise ConnectionLostError
+            raise ConnectionClosedError
         try:
             async with asyncio.timeout(timeout):
                 await self._usable.wait()
@@ -199,16 +182,16 @@ class Connection:
             self._known.clear()
         self._known.add(subject)
 
-    async def _make_room(self) -> None:
+    async def _make_room(self, patience: float) -> None:
         """Wait until the write buffer is below its limit; a stalled or missing server ends the wait after a while."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + STALL_TIMEOUT
+        deadline = loop.time() + patience
         while self._nc.buffered > HIGH_WATER or self._nc.is_closed:
             left = deadline - loop.time()
             if self.state == "closed":
-                raise ConnectionLostError
+                raise ConnectionClosedError
             if left <= 0:
-                raise ConnectionLostError(f"the broker took no data for {STALL_TIMEOUT:g} s; nothing was sent")
+                raise ConnectionLostError(f"the broker took no data for {patience:g} s; nothing was sent")
             if self._room is None or self._room.done():
                 self._room = self._nc.drained()
             if self._room is None:
@@ -226,7 +209,7 @@ class Connection:
         """
         check_pattern(subject)
         if self.state == "closed":
-            raise ConnectionLostError
+            raise ConnectionClosedError
         subscription = Subscription(self, subject, callback, queue)
         self._subscriptions[subscription] = None
         if not self._nc.is_closed:
@@ -250,7 +233,7 @@ class Connection:
     # -- what nats-py tells us; nothing here may raise, it runs inside its read loop
 
     async def _on_error(self, error: Exception) -> None:
-        self._last_problem = _plain(error)
+        self._last_problem = plain(error)
         denied = _DENIED.search(str(error))
         if denied is not None:
             self._on_denied(denied.group(1).lower(), denied.group(2))
@@ -280,7 +263,7 @@ class Connection:
 
     async def _on_closed(self) -> None:
         """nats-py gave up: a refused login, an oversized message, an account limit. Start over with a new client."""
-        self.rebuild(_plain(self._nc.last_error) if self._nc.last_error else "no reason given")
+        self.rebuild(plain(self._nc.last_error) if self._nc.last_error else "no reason given")
 
     def rebuild(self, problem: str) -> None:
         """Replace the client by a new one, with all subscriptions."""
@@ -301,8 +284,8 @@ class Connection:
                     subscription._live = await nc.listen(
                         subscription.subject, subscription.queue, subscription.callback
                     )
-                await _end(old)
-            except (BrokerUnavailableError, nats.errors.Error) as error:
+                await hang_up(old)
+            except (AgentMeshError, OSError, nats.errors.Error) as error:
                 if str(error) != said:
                     said = str(error)
                     log.warning("broker connection %s: %s", self.name, error)
@@ -358,26 +341,3 @@ class Connection:
         """The server we are connected to, without credentials."""
         server = self._nc._current_server
         return shown_url(server.uri.geturl()) if server is not None else self.options.shown
-
-
-async def _end(nc: NatsClient) -> None:
-    """Close a client within half a second; a stalled socket is dropped instead of drained."""
-    closing = asyncio.create_task(nc.close())
-    done, _ = await asyncio.wait({closing}, timeout=0.3)
-    if not done:
-        nc.abort()
-        done, _ = await asyncio.wait({closing}, timeout=0.2)
-    if not done:
-        closing.cancel()
-    elif closing.exception() is not None:
-        log.debug("closing a broker connection: %s", closing.exception())
-
-
-def _plain(error: BaseException) -> str:
-    """The text of a client error, without the client's prefix."""
-    text = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
-    return "the broker refused the login" if "authorization" in text.lower() else text
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])

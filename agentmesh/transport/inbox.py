@@ -7,7 +7,13 @@ import itertools
 from collections.abc import Callable
 from typing import Protocol
 
-from agentmesh.errors import ConnectionLostError, DeadlineExceededError, NoRespondersError, PermissionDeniedError
+from agentmesh.errors import (
+    ConnectionClosedError,
+    ConnectionLostError,
+    DeadlineExceededError,
+    NoRespondersError,
+    PermissionDeniedError,
+)
 from agentmesh.transport.wire import Message, is_no_responders
 
 GRAIN = 0.05
@@ -24,7 +30,7 @@ class Writer(Protocol):
     async def until_usable(self, timeout: float) -> None: ...
 
     async def publish(
-        self, subject: str, data: bytes, reply: str = "", headers: dict[str, str] | None = None
+        self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None, patience: float
     ) -> None: ...
 
 
@@ -125,13 +131,13 @@ class Mux:
         if deadline < self._wake:
             self._arm(deadline)
         try:
-            await self._writer.publish(subject, data, self.prefix + key, headers)
+            await self._writer.publish(subject, data, self.prefix + key, headers, timeout)
             return await future
         finally:
             self._waiting.pop(key, None)
 
     async def send(self, subject: str, data: bytes, reply: str) -> None:
-        await self._writer.publish(subject, data, reply)
+        await self._writer.publish(subject, data, reply, None, 2.0)
 
     def open(self, callback: Callback) -> Inbox:
         """A reply subject of its own; keep it open for as long as replies may come."""
@@ -161,7 +167,7 @@ class Mux:
         """The connection is closed for good: nobody will answer."""
         for waiting in self._waiting.values():
             if not waiting.future.done():
-                waiting.future.set_exception(ConnectionLostError(problem))
+                waiting.future.set_exception(ConnectionClosedError(problem))
         if self._timer is not None:
             self._timer.cancel()
 

@@ -9,13 +9,15 @@ import msgspec
 
 from agentmesh.errors import (
     BrokerError,
+    ConnectionClosedError,
+    JetStreamUnavailableError,
     PayloadTooLargeError,
     PublishTimeoutError,
     SequenceConflictError,
     StreamFullError,
 )
 from agentmesh.ids import new_id
-from agentmesh.transport.api import ATTEMPT_TIMEOUT, TRANSIENT, UnavailableError, patiently, refusal
+from agentmesh.transport.api import ATTEMPT_TIMEOUT, TRANSIENT, JetStreamApi, is_transient, patiently, refusal
 from agentmesh.transport.connection import Connection
 from agentmesh.transport.wire import Message
 
@@ -44,13 +46,6 @@ class _Answer(msgspec.Struct):
     seq: int = 0
     duplicate: bool = False
     error: _Refusal | None = None
-
-
-class _ConflictError(Exception):
-    """Somebody wrote first. Holds the stream's name, to look who it was."""
-
-    def __init__(self, stream: str) -> None:
-        self.stream = stream
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
@@ -94,8 +89,6 @@ class Publisher:
             except TRANSIENT as error:
                 left = timeout - (self._loop.time() - start)
                 return await self._again(subject, data, sent, left, timeout, error)
-        except _ConflictError:
-            raise SequenceConflictError(subject, expect_last or 0) from None
         finally:
             self._give_slot()
 
@@ -107,19 +100,29 @@ class Publisher:
             raise BrokerError(f"{subject!r} was answered by something that is not a stream") from error
         if answer.error is None:
             return PubAck(answer.stream, answer.seq, answer.duplicate)
-        raise self._refused(subject, data, answer.error, answer.stream)
+        raise await self._refused(subject, data, headers, answer.error, answer.stream)
 
-    def _refused(self, subject: str, data: bytes, error: _Refusal, stream: str) -> Exception:
+    async def _refused(
+        self, subject: str, data: bytes, headers: dict[str, str], error: _Refusal, stream: str
+    ) -> BrokerError:
         code, description = error.err_code, error.description
         if code in _CONFLICT:
-            return _ConflictError(stream)
+            return SequenceConflictError(subject, int(headers.get("Nats-Expected-Last-Subject-Sequence", 0)), stream)
         if code == _TOO_LARGE:
-            return PayloadTooLargeError(len(data), self._connection.max_payload)
+            return PayloadTooLargeError(len(data), await self._limit(stream))
         if code == _FULL and "maximum" in description:
             return StreamFullError(subject, description)
         if code == _FULL:  # the disk failed or is full: the message is not stored, the next attempt may work
-            return UnavailableError(f"{subject!r}: {description} ({code})")
+            return JetStreamUnavailableError(f"publish on {subject!r}", f"{description} ({code})")
         return refusal(f"publish on {subject!r}", msgspec.to_builtins(error))
+
+    async def _limit(self, stream: str) -> int:
+        """The largest message the stream takes, headers included; of the broker, if the stream does not say."""
+        try:
+            info = await JetStreamApi(self._inbox).once(f"STREAM.INFO.{stream}", b"", ATTEMPT_TIMEOUT)
+        except (*TRANSIENT, BrokerError):  # this user may not ask
+            return self._connection.max_payload
+        return int(info["config"].get("max_msg_size", self._connection.max_payload))
 
     async def _again(
         self,
@@ -136,12 +139,14 @@ class Publisher:
             return await self._attempt(subject, data, headers, seconds)
 
         try:
-            if left <= 0:
+            if left <= 0 or not is_transient(first):
                 raise first
             return await patiently(attempt, left)
+        except ConnectionClosedError:
+            raise
         except TRANSIENT as error:
             raise PublishTimeoutError(subject, timeout) from error
-        except _ConflictError as conflict:
+        except SequenceConflictError as conflict:
             ours = await self._stored(conflict.stream, subject, headers.get("Nats-Msg-Id", ""))
             if ours is None:
                 raise

@@ -78,6 +78,8 @@ class _Lane:
 
     def begin(self, n: int, expires: float) -> str:
         """Note a new pull of `n`; its reply subject."""
+        if self._subscription is None:
+            raise RuntimeError("call start() of the PullConsumer before pulling")
         self._count += 1
         self.open, self.left, self.heard = True, n, time.monotonic()
         self.deadline = self.heard + expires
@@ -134,6 +136,7 @@ class PullConsumer:
         """Give back what was delivered and not handed out; what an open pull still brings is given back at once."""
         self._stopped = True
         self._armed = False
+        self._transport.forget_pull(self)
         if self._timer is not None:
             self._timer.cancel()
         if self._mending is not None:
@@ -147,7 +150,7 @@ class PullConsumer:
     # -- take: what is there now
 
     async def take(self, n: int, *, timeout: float = 1.0) -> list[Delivery]:
-        """Up to `n` messages that are there now, oldest first; [] when there are none.
+        """Up to `n` messages that are there now, oldest first; [] when there are none. One call at a time.
 
         Without a connection it returns what came within `timeout` seconds. What arrives after that, or after the
         caller was cancelled, is kept for the next call.
@@ -237,7 +240,7 @@ class PullConsumer:
 
     async def _mend(self) -> None:
         try:
-            await self._transport._remake_consumer(self.stream, self.consumer)
+            await self._transport.remake_consumer(self.stream, self.consumer)
         except ConsumerGoneError as error:
             self._error = error
             self.ready.set()

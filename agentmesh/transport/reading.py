@@ -10,8 +10,13 @@ from typing import TypeVar
 
 import msgspec
 
-from agentmesh.errors import ConnectionLostError, DeadlineExceededError
-from agentmesh.transport.api import CALL_TIMEOUT, TRANSIENT, UnavailableError, patiently
+from agentmesh.errors import (
+    ConnectionClosedError,
+    ConnectionLostError,
+    DeadlineExceededError,
+    JetStreamUnavailableError,
+)
+from agentmesh.transport.api import CALL_TIMEOUT, TRANSIENT, patiently
 from agentmesh.transport.inbox import Mux
 from agentmesh.transport.wire import Message, ServerStatus, is_no_responders
 
@@ -51,7 +56,7 @@ class Reader:
                 return _stored(reply)
             if type(reply.headers) is ServerStatus and reply.headers.code == "404":
                 return None
-            raise UnavailableError(f"direct get answered {dict(reply.headers or {})}")
+            raise JetStreamUnavailableError(f"direct get of {where}", f"it answered {dict(reply.headers or {})}")
 
         return await self._patiently(attempt, where)
 
@@ -104,12 +109,14 @@ class Reader:
         if not over.done():
             raise DeadlineExceededError(f"reading {stream}", BATCH_SILENCE)
         if over.result() not in ("204", "404"):
-            raise UnavailableError(f"direct get of {stream} answered {over.result()}")
+            raise JetStreamUnavailableError(f"direct get of {stream}", f"it answered {over.result()}")
         return got, pending != "0"
 
     async def _patiently(self, attempt: Callable[[float], Awaitable[T]], where: str) -> T:
         try:
             return await patiently(attempt, CALL_TIMEOUT)
+        except ConnectionClosedError:
+            raise
         except TRANSIENT as error:
             raise ConnectionLostError(f"cannot read {where}: {error}") from error
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from types import TracebackType
 
-from agentmesh.errors import ConnectionLostError, ConsumerGoneError, DeliveryError
+from agentmesh.errors import ConnectionClosedError, ConnectionLostError, ConsumerGoneError, DeliveryError
 from agentmesh.transport.api import JetStreamApi
 from agentmesh.transport.connection import Connection, Subscription
 from agentmesh.transport.inbox import Inbox
@@ -42,7 +42,7 @@ class Transport:
         self.services = Services(self.connection)
         """Discovery: `add` a service and `start` once."""
         self._consumers: dict[tuple[str, str], ConsumerSpec] = {}
-        self._pulls: list[PullConsumer] = []
+        self._pulls: set[PullConsumer] = set()
 
     @classmethod
     async def connect(cls, options: TransportOptions, *, jetstream: bool = True) -> Transport:
@@ -62,7 +62,7 @@ class Transport:
 
     async def close(self) -> None:
         """Send what is buffered and close; at most a second. Never raises because the broker is gone."""
-        for pull in self._pulls:
+        for pull in list(self._pulls):
             await pull.stop()
         open_ones = [c for c in (self.connection, self._bulk) if c is not None]
         await asyncio.gather(*(connection.close() for connection in open_ones))
@@ -216,7 +216,7 @@ class Transport:
             async with self._bulk_opening:
                 if self._bulk_publisher is None:
                     if self.state == "closed":
-                        raise ConnectionLostError
+                        raise ConnectionClosedError
                     connection = Connection(self.options, "/bulk")
                     await connection.open()
                     self._bulk, self._bulk_publisher = connection, Publisher(connection)
@@ -294,7 +294,7 @@ class Transport:
     def pull(self, stream: str, consumer: str, *, ready: asyncio.Event | None = None) -> PullConsumer:
         """A worker's side of a durable consumer. Several may share one `ready` event."""
         pull = PullConsumer(self, stream, consumer, ready)
-        self._pulls.append(pull)
+        self._pulls.add(pull)
         return pull
 
     async def ack(self, delivery: Delivery) -> bool:
@@ -326,7 +326,10 @@ class Transport:
         except ConnectionLostError:
             log.debug("%r stays with the broker until its ack_wait passes", delivery)
 
-    async def _remake_consumer(self, stream: str, consumer: str) -> None:
+    def forget_pull(self, pull: PullConsumer) -> None:
+        self._pulls.discard(pull)
+
+    async def remake_consumer(self, stream: str, consumer: str) -> None:
         """Make a consumer again that was deleted under its workers; nothing happens if it is there."""
         if await self.consumer_info(stream, consumer) is not None:
             return

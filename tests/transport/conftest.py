@@ -14,14 +14,14 @@ from tests.harness import Server
 class Connect(Protocol):
     """`transport = await connect(url)`; further arguments are fields of TransportOptions."""
 
-    async def __call__(self, url: str, *, jetstream: bool = True, **options: Any) -> Transport: ...
+    async def __call__(self, url: str | list[str], *, jetstream: bool = True, **options: Any) -> Transport: ...
 
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
     opened: list[Transport] = []
 
-    async def open_one(url: str, *, jetstream: bool = True, **options: Any) -> Transport:
+    async def open_one(url: str | list[str], *, jetstream: bool = True, **options: Any) -> Transport:
         transport = await Transport.connect(TransportOptions(url=url, **options), jetstream=jetstream)
         opened.append(transport)
         return transport

@@ -12,6 +12,7 @@ from nats.aio.client import Client
 from agentmesh.errors import (
     AgentMeshError,
     ConnectionLostError,
+    DeadlineExceededError,
     NoRespondersError,
     PayloadTooLargeError,
 )
@@ -138,6 +139,24 @@ async def test_a_connection_the_server_closes_for_good_is_built_anew(connect: Co
         await publish_until(transport, "mailbox", received)
         assert (await transport.request("echo", b"again", timeout=2)).data == b"again"
         assert transport.connection.generation == 2
+
+
+async def test_a_request_keeps_its_deadline_while_the_client_is_built_anew(
+    server: Server, transport: Transport
+) -> None:
+    states = States(transport)
+    server.kill9()
+    await states.reach("reconnecting")
+    transport.connection.rebuild("to see what requests do")
+    await transport.connection.nc.close()
+    start = time.monotonic()
+
+    with pytest.raises((ConnectionLostError, DeadlineExceededError)):
+        await transport.request("anything", b"", timeout=0.3)
+
+    assert time.monotonic() - start < 0.6
+    await server.start()
+    await states.reach("connected")
 
 
 LOGIN = "authorization {{ users = [ {{user: worker, password: {password}}} ] }}\n"

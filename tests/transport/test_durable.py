@@ -9,12 +9,13 @@ import pytest
 
 from agentmesh.errors import (
     BrokerError,
+    ConnectionClosedError,
     PayloadTooLargeError,
     PublishTimeoutError,
     SequenceConflictError,
     StreamFullError,
 )
-from agentmesh.transport import StreamSpec, Transport
+from agentmesh.transport import StreamSpec, Transport, TransportOptions
 from tests.harness import Server, TcpProxy
 from tests.transport.conftest import Connect
 from tests.transport.tools import Received, States, echo
@@ -67,7 +68,7 @@ async def test_a_full_stream_refuses_and_a_large_message_is_called_large(transpo
     with pytest.raises(StreamFullError, match=r"'q\.a' takes no more messages"):
         await transport.publish_durable("q.a", b"3")
     await transport.publish_durable("q.neighbour", b"1")
-    with pytest.raises(PayloadTooLargeError):
+    with pytest.raises(PayloadTooLargeError, match="over the limit of 1000"):
         await transport.publish_durable("q.b", b"x" * 1100)
 
 
@@ -179,6 +180,30 @@ async def test_a_publish_during_an_outage_is_confirmed_soon_after_it(server: Ser
 
     assert sorted(ack.sequence for ack in await asyncio.gather(*publishing)) == [1, 2, 3]
     assert time.monotonic() - start < 2
+
+
+async def test_after_closing_everything_fails_at_once(server: Server) -> None:
+    transport = await Transport.connect(TransportOptions(url=server.url))
+    await transport.ensure_stream(EVENTS)
+    server.pause()
+    waiting = asyncio.create_task(transport.publish_durable("events.a", b"x"))
+    await asyncio.sleep(0)
+    await transport.close()
+    server.resume()
+    start = time.monotonic()
+
+    with pytest.raises(ConnectionClosedError):
+        await waiting
+    with pytest.raises(ConnectionClosedError):
+        await transport.publish_durable("events.a", b"x")
+    with pytest.raises(ConnectionClosedError):
+        await transport.publish_durable("events.a", b"x", bulk=True)
+    with pytest.raises(ConnectionClosedError):
+        await transport.last_message("EVENTS", "events.a")
+    with pytest.raises(ConnectionClosedError):
+        await transport.ensure_stream(EVENTS)
+
+    assert time.monotonic() - start < 0.5
 
 
 async def test_more_publishes_than_the_window_all_get_through_and_cancelled_ones_give_their_place_back(

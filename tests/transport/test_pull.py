@@ -57,6 +57,11 @@ async def test_taking_gives_what_is_there_in_order_and_knows_when_it_is_all(tran
     ]
 
 
+async def test_pulling_before_start_says_what_is_missing(transport: Transport) -> None:
+    with pytest.raises(RuntimeError, match=r"call start\(\)"):
+        await transport.pull("TASKS", "workers").take(1)
+
+
 async def test_taking_from_an_empty_queue_gives_nothing_soon(transport: Transport) -> None:
     pull = await queue(transport)
     start = time.monotonic()
