@@ -28,7 +28,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, ParamSpec, TypeVar, get_args, get_origin, overload
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, ParamSpec, TypeVar, get_args, get_origin, overload
 
 import msgspec
 import pydantic_core
@@ -58,7 +58,9 @@ from agentmesh.errors import (
 )
 from agentmesh.ids import new_id, now
 from agentmesh.subjects import Subjects, token
-from agentmesh.transport import Transport
+
+if TYPE_CHECKING:  # child processes need this module, and no connection
+    from agentmesh.transport import Transport
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -223,7 +225,8 @@ class Tool(Generic[P, R]):
         try:
             return self._result.dump_json(value, warnings="error")
         except (pydantic_core.PydanticSerializationError, ValueError) as error:
-            problem = f"its result is not what it is annotated to return: {_first_line(error)}"
+            what = str(error).removeprefix("Pydantic serializer warnings:").strip().splitlines()[0]
+            problem = f"its result is not what it is annotated to return: {what.strip()}"
             raise ToolFailedError(self.name, type(value).__name__, problem) from error
 
     def decode_result(self, data: bytes) -> Any:
@@ -520,7 +523,7 @@ class ToolReply(msgspec.Struct, omit_defaults=True):
 
     call_id: str
     error: dict[str, Any] | None = None
-    result: msgspec.Raw = msgspec.Raw()
+    result: msgspec.Raw = msgspec.Raw(b"null")
     schema_version: str = ""
 
 
