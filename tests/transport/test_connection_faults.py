@@ -39,6 +39,14 @@ async def publish_until(transport: Transport, subject: str, received: Received, 
     return time.monotonic() - start
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter waits, where the real ones are tested elsewhere."""
+    monkeypatch.setattr("agentmesh.transport.connection.STALL_TIMEOUT", 0.5)
+    monkeypatch.setattr("agentmesh.transport.watchdog.LOOK_EVERY", 0.1)
+    monkeypatch.setattr("agentmesh.transport.watchdog.PROBE_TIMEOUT", 0.3)
+
+
 async def flood(transport: Transport) -> None:
     """Publish until it fails."""
     while True:
@@ -244,7 +252,9 @@ async def test_d12_an_idle_transport_closes_within_a_second(server: Server) -> N
 
 
 @pytest.mark.parametrize("fault", ["frozen", "killed", "flooded"])
-async def test_closing_takes_a_second_at_most_whatever_the_server_does(server: Server, fault: str) -> None:
+async def test_closing_takes_a_second_at_most_whatever_the_server_does(
+    server: Server, fault: str, impatient: None
+) -> None:
     transport = await Transport.connect(TransportOptions(url=server.url))
     pending = asyncio.create_task(transport.request("silent", b"", timeout=60))
     await transport.subscribe("silent", lambda message: None)
@@ -294,7 +304,9 @@ async def test_d14_a_silent_hole_is_noticed_within_15_s(proxy: TcpProxy, connect
     assert noticed < 15
 
 
-async def test_d14_without_jetstream_too_and_with_unsent_bytes(proxy: TcpProxy, connect: Connect) -> None:
+async def test_d14_without_jetstream_too_and_with_unsent_bytes(
+    proxy: TcpProxy, connect: Connect, impatient: None
+) -> None:
     transport = await connect(proxy.url, jetstream=False)
     states = States(transport)
     proxy.blackhole()
@@ -307,7 +319,7 @@ async def test_d14_without_jetstream_too_and_with_unsent_bytes(proxy: TcpProxy, 
     await states.reach("connected")
 
 
-async def test_a_frozen_server_that_thaws_is_used_again(server: Server, transport: Transport) -> None:
+async def test_a_frozen_server_that_thaws_is_used_again(server: Server, transport: Transport, impatient: None) -> None:
     received = Received()
     await transport.subscribe("mailbox", received)
 
