@@ -50,14 +50,14 @@ class Launch:
     cwd: str | None = None
     stdin: bytes = b""
     """What it reads from standard input, which then ends."""
-    ready: Callable[[Fields], bool] = lambda fields: fields.get("event") == "ready"
-    """Whether a marked line means that it is up."""
+    ready_text: str = ""
+    """It is up when it prints a marked line with the event `ready`, or a line that begins with this."""
     ready_timeout: float = 30.0
     """Seconds until it must be up."""
     on_line: Callable[[str], None] = lambda line: None
     """Called with each line it prints that is not marked."""
     on_fields: Callable[[Fields], None] = lambda fields: None
-    """Called with each marked line, after it is known whether it means ready."""
+    """Called with each marked line."""
 
 
 class ProcessChild:
@@ -68,6 +68,7 @@ class ProcessChild:
         self.said: Fields = {}
         """Its ready line."""
         self._launch = launch
+        self._is_ready = False
         self._up = asyncio.Event()  # it is ready, or it ended
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._tail: list[str] = []
@@ -93,7 +94,7 @@ class ProcessChild:
         except BaseException:
             await asyncio.shield(child.kill())
             raise
-        if child._ended.done():
+        if not child._is_ready:
             await child._drain()
             raise SupervisionError(child._why(f"ended with {_how(child._ended.result())} before it was ready"))
         return child
@@ -189,14 +190,16 @@ class ProcessChild:
         fields = _fields(text) if mark else None
         if fields is None:
             before = line
-        if before or not mark:
+        if before or fields is None:
             self._tail = [*self._tail[-19:], before]
             self._launch.on_line(before)
         if fields is not None:
-            if not self._up.is_set() and self._launch.ready(fields):
+            if fields.get("event") == "ready":
                 self.said = fields
-                self._up.set()
             self._launch.on_fields(fields)
+        if self.said or (self._launch.ready_text and line.startswith(self._launch.ready_text)):
+            self._is_ready = True
+            self._up.set()
 
     def _why(self, what: str) -> str:
         last = "\n  ".join(self._tail)
