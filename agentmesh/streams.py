@@ -1,0 +1,294 @@
+"""Replayable streams: what is appended is stored, seen live, and can be read again from any point.
+
+A stream is one subject, `ai.stream.T.<stream_id>`: progress and chunks of a task (its id is the stream id), or a
+conversation. Its messages are documents with the fields
+
+    {"id": "<writer>-<n>", "conversation_id": "<stream id>", "type": "text", "content": "Hel", "timestamp": "…"}
+
+or, when events come faster than they can be stored, JSON arrays of such documents.
+
+A writer has one message under way: what is appended meanwhile goes together into the next one. So the first event is
+never held back, a fast stream costs few messages, and the order holds even when a publish has to be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from agentmesh.errors import InvalidMessageError, PayloadTooLargeError
+from agentmesh.ids import new_id, now
+from agentmesh.subjects import Subjects
+from agentmesh.transport import Message, Subscription, Transport
+
+STREAM = "STREAMS"
+"""The JetStream stream that holds them all."""
+
+MAX_EVENT = 500 * 1024
+"""Bytes of one event."""
+
+_BATCH = 64 * 1024
+"""Bytes of events put together into one message."""
+
+_WAITING = 1_000
+"""Events a writer holds before `append` waits, and messages a reader holds before it reads them again later."""
+
+_LOOK_AGAIN = 2.0
+"""Seconds of silence after which a reader looks for what was stored but not heard: live messages can get lost."""
+
+_REPLAY = 500
+
+
+class StreamEvent(msgspec.Struct, omit_defaults=True):
+    """One event of a stream."""
+
+    id: str = ""
+    """The writer, a hyphen, and the event's number there, from 0. The same at every reading."""
+    conversation_id: str = ""
+    type: str = ""
+    content: msgspec.Raw = msgspec.Raw(b"null")
+    timestamp: Any = None
+    attempt: int = 0
+    """For streams of tasks: the attempt that wrote it."""
+    sequence: int = 0
+    """Set by the reader: number of the stored message; pass `sequence + 1` as `start` to go on behind it."""
+
+    @property
+    def writer(self) -> str:
+        return self.id.rpartition("-")[0]
+
+    def value(self) -> Any:
+        """The content as plain data."""
+        return msgspec.json.decode(self.content)
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_one = msgspec.json.Decoder(StreamEvent).decode
+_decode_many = msgspec.json.Decoder(list[StreamEvent]).decode
+
+
+def encode_event(event: StreamEvent) -> bytes:
+    """The document of an event.
+
+    Raises:
+        PayloadTooLargeError: It is over `MAX_EVENT`.
+    """
+    data = _encode(event)
+    if len(data) > MAX_EVENT:
+        raise PayloadTooLargeError(len(data), MAX_EVENT)
+    return data
+
+
+def decode_events(data: bytes, sequence: int) -> list[StreamEvent]:
+    """The events in a stored message; none in one that was not written by us."""
+    try:
+        events = _decode_many(data) if data[:1] == b"[" else [_decode_one(data)]
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return []
+    for event in events:
+        event.sequence = sequence
+    return events
+
+
+class StreamWriter:
+    """Appends to a stream. Nothing is running while nothing is under way.
+
+    Args:
+        transport: The connection.
+        subjects: The tenant's subjects.
+        stream_id: Which stream.
+        attempt: For streams of tasks.
+    """
+
+    def __init__(self, transport: Transport, subjects: Subjects, stream_id: str, *, attempt: int = 0) -> None:
+        self._transport = transport
+        self._subject = subjects.stream(stream_id)
+        self._stream_id = stream_id
+        self._attempt = attempt
+        self._name = new_id()
+        self._count = 0
+        self._buffer: deque[bytes] = deque()
+        self._sending: asyncio.Task[None] | None = None
+        self._problem: Exception | None = None
+
+    async def append(self, type: str, content: Any) -> None:
+        """Put an event behind the others; returns when it is on its way, `flush` when it is stored.
+
+        Args:
+            type: For instance `text`.
+            content: Anything that can be written as JSON; a `msgspec.Raw` is taken as it is.
+
+        Raises:
+            InvalidMessageError: The content cannot be written as JSON.
+            PayloadTooLargeError: It is over `MAX_EVENT` bytes.
+            BrokerError: An earlier event could not be stored; the stream ends before it.
+        """
+        self._raise_problem()
+        try:
+            raw = content if isinstance(content, msgspec.Raw) else msgspec.Raw(_encode(content))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidMessageError(f"content of a stream event: {error}") from error
+        event = StreamEvent(f"{self._name}-{self._count}", self._stream_id, type, raw, now(), self._attempt)
+        self._buffer.append(encode_event(event))
+        self._count += 1
+        if self._sending is None:
+            self._sending = asyncio.get_running_loop().create_task(self._send(), name=f"stream {self._stream_id}")
+        elif len(self._buffer) > _WAITING:
+            await asyncio.wait([self._sending])
+            self._raise_problem()
+
+    async def flush(self) -> None:
+        """Wait until everything appended is stored.
+
+        Raises:
+            BrokerError: It could not be.
+        """
+        while self._sending is not None:
+            await asyncio.wait([self._sending])
+        self._raise_problem()
+
+    def _raise_problem(self) -> None:
+        if self._problem is not None:
+            raise self._problem
+
+    async def _send(self) -> None:
+        try:
+            while self._buffer:
+                await self._transport.publish_durable(self._subject, self._next_message(), bulk=True)
+        except Exception as error:  # told to whoever appends or flushes next
+            self._problem = error
+            self._buffer.clear()
+        finally:
+            self._sending = None
+
+    def _next_message(self) -> bytes:
+        parts = [self._buffer.popleft()]
+        size = len(parts[0])
+        while self._buffer and size + len(self._buffer[0]) < _BATCH:
+            size += len(self._buffer[0])
+            parts.append(self._buffer.popleft())
+        return parts[0] if len(parts) == 1 else b"[" + b",".join(parts) + b"]"
+
+
+class StreamReader:
+    """Reads a stream from a point on: what is stored, then what comes, without gap and without repetition.
+
+    `events()` is the whole of it; `finish()` makes it end with what is stored at that moment.
+    """
+
+    def __init__(self, transport: Transport, subjects: Subjects, stream_id: str, *, start: int = 1) -> None:
+        self._transport = transport
+        self._subject = subjects.stream(stream_id)
+        self._live = subjects.live_stream(stream_id)
+        self._next = max(1, start)
+        self._heard: deque[Message] = deque()
+        self._changed = asyncio.Event()
+        self._missed = False
+        self._finished = False
+        self._subscription: Subscription | None = None
+
+    def finish(self) -> None:
+        """Nothing more will be stored: end after what there is."""
+        self._finished = True
+        self._changed.set()
+
+    async def events(self) -> AsyncGenerator[StreamEvent, None]:
+        """The events, in order."""
+        self._subscription = await self._transport.subscribe(self._live, self._on_live)
+        try:
+            async for event in self._replayed():
+                yield event
+            while True:
+                async for event in self._live_events():
+                    yield event
+                finished = self._finished
+                if finished or self._missed:
+                    self._missed = False
+                    async for event in self._replayed():
+                        yield event
+                if finished:
+                    return
+                await self._something()
+        finally:
+            await self._subscription.unsubscribe()
+
+    def _on_live(self, message: Message) -> None:
+        if len(self._heard) < _WAITING:
+            self._heard.append(message)
+        else:
+            self._missed = True  # the reader is slow: it reads the rest again from the store
+        self._changed.set()
+
+    async def _replayed(self) -> AsyncIterator[StreamEvent]:
+        while True:
+            batch = await self._transport.messages(STREAM, self._subject, start=self._next, limit=_REPLAY)
+            for stored in batch:
+                self._next = stored.sequence + 1
+                for event in decode_events(stored.data, stored.sequence):
+                    yield event
+            if len(batch) < _REPLAY:
+                return
+
+    async def _live_events(self) -> AsyncIterator[StreamEvent]:
+        while self._heard:
+            message = self._heard.popleft()
+            headers = message.headers or {}
+            sequence = int(headers.get("Nats-Sequence", 0))
+            if sequence < self._next:
+                continue
+            if int(headers.get("Nats-Last-Sequence", 0)) >= self._next:  # one in between was not heard
+                async for event in self._replayed():
+                    yield event
+                continue
+            self._next = sequence + 1
+            for event in decode_events(message.data, sequence):
+                yield event
+
+    async def _something(self) -> None:
+        """Wait for a live message or the end; after `_LOOK_AGAIN` seconds of silence, look into the store."""
+        if not self._changed.is_set():
+            timer = asyncio.get_running_loop().call_later(_LOOK_AGAIN, self._look)
+            await self._changed.wait()
+            timer.cancel()
+        self._changed.clear()
+
+    def _look(self) -> None:
+        self._missed = True
+        self._changed.set()
+
+
+class Streams:
+    """The replayable streams of a tenant."""
+
+    def __init__(self, transport: Transport, subjects: Subjects) -> None:
+        self._transport = transport
+        self._subjects = subjects
+
+    def writer(self, stream_id: str) -> StreamWriter:
+        """A writer for the stream; any number may write to it."""
+        return StreamWriter(self._transport, self._subjects, stream_id)
+
+    async def read(
+        self, stream_id: str, start: int = 1, *, until: Callable[[StreamEvent], bool] | None = None, follow: bool = True
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Events of the stream, in order: those that are stored, then live.
+
+        Args:
+            stream_id: Which stream. One that does not exist is an empty one.
+            start: Sequence to start at; `event.sequence + 1` goes on behind an event's message.
+            until: The event that ends the reading; it is yielded, too. None reads until you stop.
+            follow: False ends with what is stored now.
+        """
+        reader = StreamReader(self._transport, self._subjects, stream_id, start=start)
+        if not follow:
+            reader.finish()
+        async with aclosing(reader.events()) as events:
+            async for event in events:
+                yield event
+                if until is not None and until(event):
+                    return

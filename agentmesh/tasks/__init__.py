@@ -1,0 +1,53 @@
+"""Durable tasks: accepted means that it survives anything and gets exactly one result.
+
+An accepted task is decided once: `completed`, `failed`, `cancelled`, `expired` or `dead`. Its handler runs at least
+once, and may run again when a worker dies, freezes or loses contact: give `ctx.key(step)` to whatever has an effect
+outside. There is no order between tasks.
+
+| module     | what                                                                     |
+| ---------- | ------------------------------------------------------------------------ |
+| `layout`   | streams and consumers                                                    |
+| `wire`     | the documents: task, result, dead letter                                 |
+| `slot`     | the commit point of a task                                               |
+| `client`   | submit, cancel, ask                                                      |
+| `job`      | result and events of one task                                            |
+| `watch`    | waiting for results                                                      |
+| `batch`    | one task per item                                                        |
+| `status`   | where tasks stand                                                        |
+| `worker`   | takes tasks from the queues (`lanes`), keeps them alive (`pulse`)         |
+| `attempt`  | the life of a task at a worker                                           |
+| `context`  | what a handler knows and can say                                         |
+| `history`  | failed attempts and give-backs                                           |
+| `dead`     | dead letters                                                             |
+| `dispatch` | from the door to the queue of an agent                                   |
+"""
+
+from agentmesh.tasks.batch import Batch, Finished
+from agentmesh.tasks.client import TaskClient
+from agentmesh.tasks.context import TaskContext
+from agentmesh.tasks.dead import bury_message
+from agentmesh.tasks.dispatch import Dispatcher
+from agentmesh.tasks.job import Chunk, Job, JobEvent, Progress, Restarted
+from agentmesh.tasks.status import TaskStatus
+from agentmesh.tasks.wire import DeadBody, Failure, ResultBody
+from agentmesh.tasks.worker import Running, TaskWorker
+
+__all__ = [
+    "Batch",
+    "Chunk",
+    "DeadBody",
+    "Dispatcher",
+    "Failure",
+    "Finished",
+    "Job",
+    "JobEvent",
+    "Progress",
+    "Restarted",
+    "ResultBody",
+    "Running",
+    "TaskClient",
+    "TaskContext",
+    "TaskStatus",
+    "TaskWorker",
+    "bury_message",
+]

@@ -1,0 +1,364 @@
+"""The life of a task at a worker: `Attempt.live`, top to bottom.
+
+What becomes of it is one of four things, decided in `_judge` and carried out in `_settle`:
+
+| outcome   | when                                                                    | carried out as         |
+| --------- | ----------------------------------------------------------------------- | ---------------------- |
+| `Decided` | the handler returned; time limit, deadline; others wrote the slot       | slot, then double ack  |
+| `Again`   | the handler raised, or asked for it with `Retry`; attempts are left     | record, nak with delay |
+| `Dead`    | unreadable, `Reject`, or no attempts left                               | dead letter, slot, ack |
+| `Return`  | stop, drain, agent gone, or it is running here already                  | record, nak            |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from agentmesh import codec
+from agentmesh.context import Context, enter
+from agentmesh.errors import (
+    AgentStoppedError,
+    BrokerError,
+    InvalidMessageError,
+    InvalidNameError,
+    PayloadTooLargeError,
+    Reject,
+    Retry,
+)
+from agentmesh.ids import now
+from agentmesh.messages import Task, TaskPolicy
+from agentmesh.subjects import Subjects
+from agentmesh.tasks import dead, history, slot, wire
+from agentmesh.tasks.context import TaskContext
+from agentmesh.tasks.wire import NOTHING, Failure, ResultBody, Status, TaskBody, decode_queued
+from agentmesh.transport import Delivery, Transport
+
+log = logging.getLogger("agentmesh.tasks")
+
+TIME_LIMIT, DEADLINE, DECIDED, STOPPED = "time limit", "deadline", "decided", "stopped"
+"""Why a handler is interrupted."""
+
+_PAUSES = (0.5, 1.0, 2.0, 5.0)
+"""Seconds between tries to store a result, for as long as it takes."""
+
+_LONGEST_MESSAGE = 2_000
+
+Runner = Callable[[Task[Any], TaskContext], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """`body` is ours, to be written; None if the slot is written already."""
+
+    body: ResultBody | None = None
+
+
+@dataclass(frozen=True)
+class Again:
+    delay: float
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class Dead:
+    reason: str
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Return:
+    reason: str
+    delay: float = 0.0
+
+
+Outcome = Decided | Again | Dead | Return
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all attempts of one worker share."""
+
+    transport: Transport
+    subjects: Subjects
+    agent: str
+    node: str
+    types: dict[str, type[Task[Any]]]
+    run: Runner
+    running: dict[str, Attempt]
+    """By task id: those whose handler has begun, or is about to."""
+    instance: str
+    """Unique per worker."""
+
+
+class Attempt:
+    """One delivery of a task in the hands of a worker, from its arrival until it is settled."""
+
+    def __init__(self, bench: Bench, delivery: Delivery) -> None:
+        self.bench = bench
+        self.delivery = delivery
+        """The latest delivery of this message: after a long silence the broker may have sent it to us again."""
+        self.loop = asyncio.get_running_loop()
+        self.beaten_at = self.loop.time()
+        self.beats = 0
+        self.number = delivery.attempt
+        self.body: TaskBody | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.why = ""
+        """Why it was interrupted; empty if it was not."""
+        self.why_at = 0.0
+        self.limit_at = float("inf")
+        self.limit_why = ""
+        self.started_at = 0.0
+        self.handling = False
+        self.settled = False
+        self._policy = TaskPolicy()
+        self._history: history.History | None = None
+
+    @property
+    def task_id(self) -> str:
+        return self.body.task_id if self.body is not None else ""
+
+    # ------------------------------------------------------------ from outside
+
+    def interrupt(self, why: str) -> None:
+        """End the handler, now or as soon as it would begin; does nothing once the outcome is known."""
+        if self.why or self.settled:
+            return
+        self.why, self.why_at = why, self.loop.time()
+        if self.handling and self.task is not None:
+            self.task.cancel()
+
+    async def abandon(self) -> None:
+        """The handler ignores its cancellation: settle the task without it."""
+        log.error("the handler of %s does not stop (%s); its task is settled without it", self, self.why)
+        await self._settle(self._interrupted())
+
+    def __str__(self) -> str:
+        kind = self.body.task_type if self.body is not None else "task"
+        return f"{kind} {self.task_id or self.delivery.sequence} of {self.bench.agent}"
+
+    # ------------------------------------------------------------ the life of a task
+
+    async def live(self) -> None:
+        """From delivery to settlement. What the broker makes fail comes back after `ack_wait`."""
+        try:
+            outcome = await self._judge()
+            await self._settle(outcome)
+        except BrokerError as error:
+            log.warning("%s is left to the broker, it will be delivered again: %s", self, error)
+        finally:
+            if self.bench.running.get(self.task_id) is self:
+                del self.bench.running[self.task_id]
+
+    async def _judge(self) -> Outcome:
+        """Look at the task, and run its handler if that is what it needs."""
+        bench = self.bench
+        try:
+            self.body = body = decode_queued(self.delivery.data)
+            if body.task_id in bench.running:
+                return Return("the same task is running here", delay=1.0)
+            bench.running[body.task_id] = self
+            if await slot.read(bench.transport, bench.subjects, body.task_id) is not None:
+                return Decided()
+            task_type = bench.types.get(body.task_type)
+            if task_type is None:
+                return Dead(f"agent {bench.agent!r} takes no {body.task_type!r}; it takes {', '.join(bench.types)}")
+            self._policy = task_type.policy()
+            await self._count()
+            if body.is_late():
+                return Decided(self._verdict("expired"))
+            if self.number > self._policy.max_attempts:
+                return Dead(self._exhausted())
+            parameters = b"{}" if bytes(body.parameters) == b"null" else body.parameters
+            task: Task[Any] = codec.decode_body(task_type, parameters)
+        except (InvalidMessageError, InvalidNameError) as error:
+            return Dead(str(error))
+        return await self._handle(task, body, task_type)
+
+    async def _handle(self, task: Task[Any], body: TaskBody, task_type: type[Task[Any]]) -> Outcome:
+        """Run the handler; whatever it does becomes an outcome."""
+        if self.why:
+            return self._interrupted()
+        context = self._context(body)
+        self._start_clock(body)
+        self.handling = True
+        try:
+            value = await self.bench.run(task, context)
+            await context.flush()
+        except asyncio.CancelledError:
+            if self._cancelled_from_outside():
+                raise
+            if self.why:
+                return self._interrupted()
+            return self._failed("CancelledError", "something the handler waited for was cancelled")
+        except AgentStoppedError as error:
+            return self._interrupted() if self.why else Return(str(error), self._return_delay())
+        except Retry as wish:
+            return self._failed("Retry", str(wish), wish.delay)
+        except Reject as verdict:
+            return Dead(verdict.reason, self._failure("Reject", verdict.reason))
+        except Exception as error:  # the edge to foreign code: whatever it raises is about this task only
+            log.warning("attempt %d of %s failed", self.number, self, exc_info=True)
+            return self._failed(type(error).__name__, str(error))
+        finally:
+            self.handling = False
+        return self._completed(value, task_type)
+
+    async def _settle(self, outcome: Outcome) -> None:
+        """Carry out what was decided; the only place that answers the broker."""
+        if self.settled:
+            return
+        self.settled = True
+        match outcome:
+            case Decided(body):
+                if body is not None:
+                    await self._decide(body)
+                await self.bench.transport.ack(self.delivery)
+            case Again(delay, failure):
+                await history.record(self.bench.transport, self.bench.subjects, self.task_id, history.FAILED, failure)
+                await self.bench.transport.nak(self.delivery, delay)
+            case Dead(reason, failure):
+                await self._bury(reason, failure)
+            case Return(reason, delay):
+                await give_back(self.bench, self.delivery, reason, delay)
+
+    async def _decide(self, verdict: ResultBody) -> None:
+        """Write the slot, unless somebody else has. A broker without room for results makes the queue wait."""
+        pauses = itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1]))
+        while True:
+            try:
+                decided = await slot.decide(self.bench.transport, self.bench.subjects, verdict)
+            except PayloadTooLargeError as error:
+                verdict = self._verdict("failed", reason=f"result too large: {error}")
+                continue
+            except BrokerError as error:
+                log.error("the result of %s cannot be stored, trying again: %s", self, error)
+                await asyncio.sleep(next(pauses))
+                continue
+            if decided.by != verdict.by:
+                log.info("%s was %s meanwhile; our result is dropped", self, decided.status)
+            return
+
+    async def _bury(self, reason: str, failure: Failure | None) -> None:
+        """Give the task up, with one entry in its history per attempt."""
+        log.error("%s is a dead letter: %s", self, reason)
+        past = self._history.complete(self.number - 1) if self._history is not None else []
+        await dead.bury(
+            self.bench.transport,
+            self.bench.subjects,
+            self.delivery,
+            reason,
+            task_id=self.task_id or wire.peek_id(self.delivery.data),
+            agent=self.bench.agent,
+            task_type=self.body.task_type if self.body is not None else "",
+            history=[*past, failure] if failure is not None else past,
+        )
+
+    # ------------------------------------------------------------ parts
+
+    async def _count(self) -> None:
+        """Which attempt this is: only for a task delivered before does the history have to be read."""
+        if self.delivery.attempt > 1:
+            self._history = await history.read(self.bench.transport, self.bench.subjects, self.task_id)
+            self.number = self._history.attempt(self.delivery.attempt)
+
+    def _start_clock(self, body: TaskBody) -> None:
+        self.started_at = self.loop.time()
+        self.limit_at, self.limit_why = self.started_at + self._policy.time_limit, TIME_LIMIT
+        if body.deadline is not None:
+            left = (body.deadline - now()).total_seconds()
+            if left < self._policy.time_limit:
+                self.limit_at, self.limit_why = self.started_at + left, DEADLINE
+
+    def _context(self, body: TaskBody) -> TaskContext:
+        """The handler's context; its own messages inherit deadline and trace."""
+        bench = self.bench
+        trace_id = body.trace_id or body.task_id
+        enter(Context(bench.agent, body.source_agent_id, body.task_id, trace_id, body.deadline))
+        return TaskContext(
+            bench.transport,
+            bench.subjects,
+            body.task_id,
+            attempt=self.number,
+            deadline=body.deadline,
+            priority=body.lane(),
+            sender=body.source_agent_id,
+            trace_id=trace_id,
+        )
+
+    def _cancelled_from_outside(self) -> bool:
+        """Whether it was not us who cancelled the handler: then the process or its event loop ends."""
+        task = asyncio.current_task()
+        assert task is not None
+        if not self.why:
+            return task.cancelling() > 0
+        while task.cancelling():
+            task.uncancel()
+        return False
+
+    def _interrupted(self) -> Outcome:
+        if self.why == TIME_LIMIT:
+            limit = self._policy.time_limit
+            return Decided(self._verdict("failed", reason=f"timeout: it ran longer than {limit:g} s"))
+        if self.why == DEADLINE:
+            return Decided(self._verdict("expired"))
+        return Decided() if self.why == DECIDED else Return(self.why)
+
+    def _return_delay(self) -> float:
+        """None at first, so that another worker has it at once; growing, when the agent is gone everywhere."""
+        deliveries = self.delivery.attempt
+        return 0.0 if deliveries == 1 else min(5.0, 0.1 * 2.0 ** min(deliveries, 10))
+
+    def _completed(self, value: Any, task_type: type[Task[Any]]) -> Outcome:
+        try:
+            result = msgspec.Raw(codec.encode_body(value, task_type.result_type()))
+        except InvalidMessageError as error:
+            return Decided(self._verdict("failed", reason=f"the result does not fit its declaration: {error}"))
+        return Decided(self._verdict("completed", result=result))
+
+    def _failed(self, error_type: str, message: str, delay: float | None = None) -> Outcome:
+        failure = self._failure(error_type, message)
+        if self.number >= self._policy.max_attempts:
+            return Dead(f"attempt {self.number} of {self._policy.max_attempts}: {error_type}: {message}", failure)
+        return Again(self._policy.delay_after(self.number) if delay is None else delay, failure)
+
+    def _exhausted(self) -> str:
+        past = self._history.complete(self.number - 1) if self._history is not None else []
+        last = f"{past[-1].error_type}: {past[-1].message}" if past else "it was delivered too often"
+        return f"no attempts left of {self._policy.max_attempts}: {last}"
+
+    def _failure(self, error_type: str, message: str) -> Failure:
+        return Failure(self.number, self.bench.node, error_type, message[:_LONGEST_MESSAGE], now())
+
+    def _verdict(self, status: Status, *, result: msgspec.Raw = NOTHING, reason: str = "") -> ResultBody:
+        assert self.body is not None
+        return ResultBody(
+            self.body.task_id,
+            status,
+            by=f"{self.bench.instance}:{self.delivery.sequence}:{self.delivery.attempt}",
+            agent_id=self.bench.agent,
+            task_type=self.body.task_type,
+            result=result,
+            reason=reason,
+            attempt=self.number,
+            worker=self.bench.node,
+        )
+
+
+async def give_back(bench: Bench, delivery: Delivery, reason: str, delay: float = 0.0) -> None:
+    """Let another worker have the task; it does not count as an attempt."""
+    task_id = wire.peek_id(delivery.data)
+    if task_id:
+        entry = Failure(delivery.attempt, bench.node, "", reason)
+        try:
+            await history.record(bench.transport, bench.subjects, task_id, history.RETURNED, entry)
+        except BrokerError as error:
+            log.warning("task %s is given back unrecorded, which counts as an attempt: %s", task_id, error)
+    await bench.transport.nak(delivery, delay)

@@ -1,0 +1,210 @@
+"""The submitter's side of tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from agentmesh import codec
+from agentmesh.errors import DefinitionError, PayloadTooLargeError, QueueFullError, StreamFullError
+from agentmesh.ids import new_id, now
+from agentmesh.messages import Task, wire_name
+from agentmesh.subjects import Subjects, token
+from agentmesh.tasks import history, slot
+from agentmesh.tasks.batch import Batch
+from agentmesh.tasks.dead import DeadLetters
+from agentmesh.tasks.job import Job
+from agentmesh.tasks.layout import MAILBOX_LIMIT, MAX_BODY, QUEUE_LIMIT, ensure_streams
+from agentmesh.tasks.status import Statuses, TaskStatus
+from agentmesh.tasks.watch import Results
+from agentmesh.tasks.wire import DeadBody, Failure, ResultBody, TaskBody, encode
+from agentmesh.tasks.worker import CANCEL
+from agentmesh.transport import Transport
+
+R = TypeVar("R")
+
+_HEADERS = 256
+"""Bytes kept free for the headers of a submitted task."""
+
+
+class TaskClient:
+    """Submits tasks, and finds out what became of them. One per connection and tenant is enough.
+
+    Args:
+        transport: The connection.
+        subjects: The tenant's subjects.
+    """
+
+    durable_mailbox_size = MAILBOX_LIMIT
+
+    def __init__(self, transport: Transport, subjects: Subjects) -> None:
+        self.transport = transport
+        self.subjects = subjects
+        self.results = Results(transport, subjects)
+        self.dead = DeadLetters(transport, subjects)
+        self._statuses = Statuses(transport, subjects)
+        self._ready = False
+        self._ensuring = asyncio.Lock()
+
+    async def ensure(self) -> None:
+        """Make the streams that are missing; once per client."""
+        if not self._ready:
+            async with self._ensuring:
+                if not self._ready:
+                    await ensure_streams(self.transport)
+                    self._ready = True
+
+    # ------------------------------------------------------------ submitting
+
+    async def submit(
+        self,
+        task: Task[R],
+        *,
+        to: str | None = None,
+        task_id: str | None = None,
+        priority: str | None = None,
+        deadline: float | None = None,
+        source: str = "",
+        trace_id: str = "",
+    ) -> Job[R]:
+        """Put a task into the queue. When this returns it is accepted: stored, and sure to be decided.
+
+        Args:
+            task: What to do.
+            to: The agent, which need not run yet; None lets the dispatcher find one that takes this type.
+            task_id: An id of your own: submitted again with it, nothing is run again.
+            priority: `high`, `normal` or `low`; None takes the task's own.
+            deadline: Seconds from now; not done by then, it is decided `expired`.
+            source: Who submits it.
+            trace_id: Of the message that caused it.
+
+        Raises:
+            QueueFullError: Not accepted.
+            PayloadTooLargeError: Not accepted: over 512 kB.
+            PublishTimeoutError: Unknown, no confirmation within 30 s; submit it again with the same id.
+        """
+        await self.ensure()
+        body = self._body(task, to, task_id, priority, deadline, source, trace_id)
+        data = encode(body)
+        if len(data) > MAX_BODY - _HEADERS:
+            raise PayloadTooLargeError(len(data), MAX_BODY - _HEADERS)
+        subject = self.subjects.task_door() if to is None else self.subjects.tasks(to, body.priority)
+        watch = self.results.watch(body.task_id, body.deadline, is_new=True)
+        try:
+            # The window of duplicates is the stream's, which all tenants share: hence the tenant in the id.
+            stored = await self.transport.publish_durable(
+                subject, data, msg_id=f"{self.subjects.tenant}.{body.task_id}"
+            )
+        except StreamFullError as error:
+            raise QueueFullError(subject, QUEUE_LIMIT) from error
+        if stored.duplicate:
+            watch.look_at = 0.0  # it may be decided long since
+        return Job(self, watch, type(task), stored.sequence)
+
+    def _body(
+        self,
+        task: Task[Any],
+        to: str | None,
+        task_id: str | None,
+        priority: str | None,
+        deadline: float | None,
+        source: str,
+        trace_id: str,
+    ) -> TaskBody:
+        name = wire_name(type(task))
+        if not name:
+            raise DefinitionError(type(task).__name__, "subclass it and submit an instance of the subclass")
+        time = now()
+        return TaskBody(
+            task_id=token("task id", task_id) if task_id is not None else new_id(),
+            agent_id=to,
+            task_type=name,
+            parameters=msgspec.Raw(codec.encode_body(task)),
+            priority=priority or type(task).policy().priority,
+            timestamp=time,
+            schema_version=codec.SCHEMA_VERSION,
+            tenant_id=self.subjects.tenant,
+            deadline=None if deadline is None else time + timedelta(seconds=deadline),
+            source_agent_id=source,
+            trace_id=trace_id,
+        )
+
+    def job(self, task_id: str, task_type: type[Task[R]] | None = None) -> Job[R]:
+        """A handle on a task submitted before, here or elsewhere; without its type the result is plain data."""
+        return Job(self, self.results.watch(token("task id", task_id)), task_type)
+
+    def map(
+        self,
+        task_type: type[Task[R]],
+        items: Iterable[Any],
+        *,
+        to: str | None = None,
+        limit: int = 64,
+        on_error: Literal["raise", "return"] = "raise",
+        priority: str | None = None,
+        source: str = "",
+    ) -> Batch[R]:
+        """Run a task for each item, at most `limit` under way. See `Batch`."""
+        return Batch(self, task_type, items, to=to, limit=limit, on_error=on_error, priority=priority, source=source)
+
+    # ------------------------------------------------------------ deciding and asking
+
+    async def cancel(self, task_id: str, by: str = "") -> bool:
+        """Cancel a task. True: it is cancelled; a waiting one never starts, a running one is interrupted.
+
+        False: it was decided otherwise before.
+
+        Args:
+            task_id: Which; one that was never submitted is cancelled in advance.
+            by: Who wants it, for the record.
+        """
+        await self.ensure()
+        verdict = ResultBody(task_id, "cancelled", by=f"cancel:{new_id()}", reason=by)
+        decided = await slot.decide(self.transport, self.subjects, verdict)
+        await self.transport.publish(self.subjects.control(CANCEL), task_id.encode())
+        return decided.status == "cancelled"
+
+    async def get(self, task_id: str, *, sequence: int = 0) -> TaskStatus:
+        """Where a task stands.
+
+        Raises:
+            NoSuchTaskError: It neither waits nor was decided within the last 7 days.
+        """
+        await self.ensure()
+        return await self._statuses.get(token("task id", task_id), sequence)
+
+    async def ls(self, state: str = "", limit: int = 100) -> list[TaskStatus]:
+        """Up to `limit` tasks in `state` (empty: any): undecided ones first, then decided ones, newest first."""
+        await self.ensure()
+        return await self._statuses.ls(state, limit)
+
+    async def history(self, task_id: str) -> list[Failure]:
+        """The failed attempts of a task so far, as far as their workers lived to tell."""
+        await self.ensure()
+        return (await history.read(self.transport, self.subjects, token("task id", task_id))).failures
+
+    # ------------------------------------------------------------ dead letters
+
+    async def dead_ls(self, limit: int = 100) -> list[DeadBody]:
+        """Dead letters, oldest first."""
+        await self.ensure()
+        return await self.dead.ls(limit)
+
+    async def dead_show(self, task_id: str) -> DeadBody:
+        """One dead letter with reason and history. Raises NoSuchTaskError."""
+        await self.ensure()
+        return await self.dead.show(task_id)
+
+    async def dead_retry(self, task_id: str) -> str:
+        """Put it back into its queue under a new id, which is returned. Raises NoSuchTaskError."""
+        await self.ensure()
+        return await self.dead.retry(task_id)
+
+    async def dead_drop(self, task_id: str) -> None:
+        """Forget it. Raises NoSuchTaskError."""
+        await self.ensure()
+        await self.dead.drop(task_id)

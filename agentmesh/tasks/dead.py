@@ -1,0 +1,162 @@
+"""Dead letters: tasks and durable events that were given up, with reason and history, kept for 30 days.
+
+Burying is ours, not the broker's: first the copy, then the verdict, then the removal from the queue. A crash in between
+repeats it, with the same effect.
+"""
+
+from __future__ import annotations
+
+import base64
+
+import msgspec
+
+from agentmesh.codec import SCHEMA_VERSION
+from agentmesh.errors import AgentMeshError, InvalidMessageError, InvalidNameError, NoSuchTaskError
+from agentmesh.ids import new_id, now
+from agentmesh.subjects import Subjects, token
+from agentmesh.tasks import slot
+from agentmesh.tasks.layout import DEAD
+from agentmesh.tasks.wire import NOTHING, DeadBody, Failure, ResultBody, decode_dead, encode, is_json
+from agentmesh.transport import Delivery, Transport
+
+_PAGE = 500
+
+
+async def bury(
+    transport: Transport,
+    subjects: Subjects,
+    delivery: Delivery,
+    reason: str,
+    *,
+    task_id: str = "",
+    agent: str = "",
+    task_type: str = "",
+    history: list[Failure] | None = None,
+) -> ResultBody:
+    """Give a task up: dead letter, slot `dead`, off the queue. Returns what the slot says now."""
+    letter = _letter(delivery, reason, task_id or f"bad-{delivery.sequence}")
+    letter.agent_id = agent
+    letter.task_type = task_type
+    letter.history = history or []
+    letter.attempts = len(letter.history)
+    await _store(transport, subjects, letter)
+    verdict = ResultBody(
+        letter.task_id,
+        "dead",
+        by=f"dead:{delivery.sequence}",
+        agent_id=agent,
+        task_type=task_type,
+        reason=reason[:2000],
+        attempt=letter.attempts,
+    )
+    decided = await slot.decide(transport, subjects, verdict)
+    await transport.ack(delivery)
+    return decided
+
+
+async def bury_message(transport: Transport, subjects: Subjects, delivery: Delivery, reason: str) -> None:
+    """Give up a durable event: dead letter, and off its mailbox."""
+    letter = _letter(delivery, reason, f"event-{delivery.sequence}")
+    letter.kind = "event"
+    letter.agent_id = delivery.subject.rpartition(".")[2]
+    letter.attempts = delivery.attempt
+    await _store(transport, subjects, letter)
+    await transport.ack(delivery)
+
+
+def _letter(delivery: Delivery, reason: str, task_id: str) -> DeadBody:
+    readable = is_json(delivery.data)
+    return DeadBody(
+        task_id,
+        reason[:2000],
+        subject=delivery.subject,
+        body=msgspec.Raw(delivery.data) if readable else NOTHING,
+        body_base64="" if readable else base64.b64encode(delivery.data).decode(),
+        timestamp=now(),
+        schema_version=SCHEMA_VERSION,
+    )
+
+
+async def _store(transport: Transport, subjects: Subjects, letter: DeadBody) -> None:
+    await transport.publish_durable(
+        subjects.dead(letter.task_id), encode(letter), msg_id=f"{subjects.tenant}.{letter.task_id}"
+    )
+
+
+class DeadLetters:
+    """The dead letters of a tenant."""
+
+    def __init__(self, transport: Transport, subjects: Subjects) -> None:
+        self._transport = transport
+        self._subjects = subjects
+
+    async def ls(self, limit: int = 100) -> list[DeadBody]:
+        """Up to `limit` dead letters, oldest first."""
+        letters: dict[str, DeadBody] = {}
+        start = 1
+        while len(letters) < limit:
+            batch = await self._transport.messages(DEAD, self._subjects.all_dead(), start=start, limit=_PAGE)
+            for stored in batch:
+                start = stored.sequence + 1
+                letter = _readable(stored.data)
+                if letter is not None and len(letters) < limit:
+                    letters[letter.task_id] = letter
+            if len(batch) < _PAGE:
+                break
+        return list(letters.values())
+
+    async def show(self, task_id: str) -> DeadBody:
+        """One dead letter, with its history.
+
+        Raises:
+            NoSuchTaskError: There is none of that id.
+        """
+        return (await self._find(task_id))[0]
+
+    async def retry(self, task_id: str) -> str:
+        """Put the task (or event) back into its queue under a new id, and drop the dead letter; the new id.
+
+        Raises:
+            NoSuchTaskError: There is none of that id.
+            InvalidMessageError: It is not a task: it was buried because nobody can read it.
+        """
+        letter, sequence = await self._find(task_id)
+        fresh = new_id()
+        id_field = "task_id" if letter.kind == "task" else "message_id"
+        try:
+            document = msgspec.json.decode(letter.original(), type=dict[str, msgspec.Raw])
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise InvalidMessageError(f"{task_id} cannot be tried again: {letter.reason}") from error
+        document[id_field] = msgspec.Raw(encode(fresh))
+        document.pop("deadline", None)
+        await self._transport.publish_durable(
+            letter.subject, encode(document), msg_id=f"{self._subjects.tenant}.{fresh}"
+        )
+        await self._transport.delete_message(DEAD, sequence)
+        return fresh
+
+    async def drop(self, task_id: str) -> None:
+        """Forget a dead letter; the task's result stays `dead`.
+
+        Raises:
+            NoSuchTaskError: There is none of that id.
+        """
+        await self._find(task_id)
+        await self._transport.purge(DEAD, self._subjects.dead(task_id))
+
+    async def _find(self, task_id: str) -> tuple[DeadBody, int]:
+        try:
+            token("task id", task_id)
+        except InvalidNameError as error:
+            raise NoSuchTaskError(task_id) from error
+        stored = await self._transport.last_message(DEAD, self._subjects.dead(task_id))
+        if stored is None:
+            raise NoSuchTaskError(task_id)
+        return decode_dead(stored.data), stored.sequence
+
+
+def _readable(data: bytes) -> DeadBody | None:
+    try:
+        return decode_dead(data)
+    except AgentMeshError:
+        return None

@@ -1,0 +1,129 @@
+"""The streams and consumers of tasks, results, replayable streams, dead letters and durable mailboxes.
+
+Streams are shared by all tenants of an account: the tenant is a token of the subject. Consumers are made per tenant,
+agent and priority when a worker starts; a submitter needs none, because a work queue keeps what nobody consumes yet.
+"""
+
+from __future__ import annotations
+
+from agentmesh.subjects import Subjects
+from agentmesh.transport import ConsumerSpec, StreamSpec, Transport
+
+TASKS, RESULTS, STREAMS, DEAD, MAILBOX = "TASKS", "RESULTS", "STREAMS", "DEAD", "MAILBOX"
+
+ACK_WAIT = 10.0
+"""Seconds without a sign of life from a worker until its task is given to another one."""
+
+QUEUE_LIMIT = 10_000
+"""Tasks that may wait on one subject, that is per agent and priority; more are refused."""
+
+MAILBOX_LIMIT = 1_000
+"""Durable events that may wait per agent; more are refused."""
+
+MAX_BODY = 512 * 1024
+"""Bytes of a task, a result or a stream's message, headers included; send a reference to what is larger."""
+
+_DAY = 86_400.0
+_MB = 1024 * 1024
+
+SPECS = (
+    StreamSpec(
+        TASKS,
+        ("ai.agent.tasks.*", "ai.agent.tasks.*.*.*"),
+        retention="workqueue",
+        discard="new",
+        max_msgs_per_subject=QUEUE_LIMIT,
+        discard_new_per_subject=True,
+        max_bytes=512 * _MB,
+        max_msg_size=MAX_BODY,
+        duplicate_window=600.0,
+        max_consumers=10_000,
+        description="agentmesh: tasks that wait or are worked on",
+    ),
+    StreamSpec(
+        RESULTS,
+        ("ai.agent.results.*.*",),
+        discard="new",  # a full stream makes the queue wait; it must never drop a result
+        max_age=7 * _DAY,
+        max_bytes=1024 * _MB,
+        max_msg_size=MAX_BODY,
+        duplicate_window=600.0,
+        deny_delete=True,
+        deny_purge=True,
+        republish=("ai.agent.results.*.*", "ai.agent.results.{{wildcard(1)}}"),
+        description="agentmesh: the one result of each task",
+    ),
+    StreamSpec(
+        STREAMS,
+        ("ai.stream.*.*",),
+        max_age=7 * _DAY,
+        max_bytes=1024 * _MB,
+        max_msgs_per_subject=100_000,
+        max_msg_size=MAX_BODY,
+        # Only what is stored is seen live, with the sequences by which a reader notices that it missed something.
+        republish=("ai.stream.*.*", "ai.stream.live.{{wildcard(1)}}.{{wildcard(2)}}"),
+        description="agentmesh: replayable streams: progress and chunks of tasks, conversations",
+    ),
+    StreamSpec(
+        DEAD,
+        ("ai.agent.dead.*.*",),
+        max_age=30 * _DAY,
+        max_bytes=256 * _MB,
+        max_msg_size=2 * MAX_BODY,  # a task, its reason and its history
+        duplicate_window=600.0,
+        description="agentmesh: dead letters",
+    ),
+    StreamSpec(
+        MAILBOX,
+        ("ai.agent.mailbox.*.*",),
+        retention="workqueue",
+        discard="new",
+        max_msgs_per_subject=MAILBOX_LIMIT,
+        discard_new_per_subject=True,
+        max_bytes=256 * _MB,
+        max_msg_size=MAX_BODY,
+        duplicate_window=600.0,
+        max_consumers=10_000,
+        description="agentmesh: durable mailboxes",
+    ),
+)
+
+
+async def ensure_streams(transport: Transport) -> None:
+    """Make the streams that are missing; check the others."""
+    for spec in SPECS:
+        await transport.ensure_stream(spec)
+
+
+def task_consumer(subjects: Subjects, agent: str, priority: str, ack_wait: float = ACK_WAIT) -> ConsumerSpec:
+    """The consumer that all workers of an agent share, for one priority.
+
+    No `max_deliver`: what the broker gives up stays in a work queue for ever, so we count and bury ourselves. No
+    `max_ack_pending`: a task that waits for its next attempt counts there, and must not hold up the others.
+    """
+    return ConsumerSpec(
+        TASKS,
+        subjects.task_consumer(agent, priority),
+        (subjects.tasks(agent, priority),),
+        ack_wait=ack_wait,
+        max_ack_pending=0,
+        max_waiting=2048,
+    )
+
+
+def dispatch_consumer(subjects: Subjects, ack_wait: float = ACK_WAIT) -> ConsumerSpec:
+    """The consumer of the tenant's door."""
+    return ConsumerSpec(
+        TASKS, subjects.dispatch_consumer(), (subjects.task_door(),), ack_wait=ack_wait, max_ack_pending=0
+    )
+
+
+def mailbox_consumer(subjects: Subjects, agent: str, ack_wait: float = ACK_WAIT) -> ConsumerSpec:
+    """The consumer of an agent's durable mailbox: one message out at a time, so they are handled in order."""
+    return ConsumerSpec(
+        MAILBOX,
+        subjects.mailbox_consumer(agent),
+        (subjects.durable_mailbox(agent),),
+        ack_wait=ack_wait,
+        max_ack_pending=1,
+    )

@@ -1,0 +1,242 @@
+"""The worker of an agent replica: takes tasks from the agent's queues, runs them, settles them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from agentmesh.errors import AgentMeshError, BrokerError
+from agentmesh.ids import new_id
+from agentmesh.messages import Task
+from agentmesh.subjects import Subjects
+from agentmesh.tasks.attempt import STOPPED, Attempt, Bench, Runner, give_back
+from agentmesh.tasks.lanes import Lanes
+from agentmesh.tasks.layout import ACK_WAIT, ensure_streams
+from agentmesh.tasks.pulse import Pulse, look
+from agentmesh.transport import Delivery, Message, Subscription, Transport
+
+log = logging.getLogger("agentmesh.tasks")
+
+CANCEL, WHERE = "cancel", "where"
+"""Control subjects: the prompt to look whether a task was cancelled, and the question who runs it."""
+
+PAUSE_AFTER_ERROR = 0.5
+"""Seconds a worker waits when the broker refuses what it needs."""
+
+
+class WhereQuery(msgspec.Struct):
+    """Who runs this task? Empty: what do you run?"""
+
+    task_id: str = ""
+
+
+class Running(msgspec.Struct):
+    """A task being worked on."""
+
+    task_id: str
+    task_type: str
+    agent_id: str
+    worker: str
+    attempt: int
+    seconds: float
+    """How long its handler has been running."""
+
+
+_encode = msgspec.json.Encoder().encode
+_read_query = msgspec.json.Decoder(WhereQuery).decode
+
+
+class TaskWorker:
+    """Runs the tasks of one agent replica, at most `slots` at a time.
+
+    Workers of the same agent share its queues. A task that this worker took is its own until it is settled, as long
+    as the worker gives signs of life; after `ack_wait` seconds of silence another worker gets it.
+
+    The broker's own limit of deliveries is not used, since what the broker gives up would stay in the queue for
+    ever: a task with no attempts left is turned into a dead letter by the next worker that gets it.
+
+    Args:
+        transport: The connection.
+        subjects: The tenant's subjects.
+        agent: Whose tasks.
+        types: The task types it takes, by their names on the wire.
+        run: Runs the handler; raises what it raises. Cancelled at the time limit, on cancellation, and on `stop`.
+        slots: Tasks run at the same time.
+        prefetch: Tasks held beyond that, so that the next one is here when a slot gets free.
+        node: Name of this process in results and histories.
+        ack_wait: Seconds, see above. All workers of an agent must use the same.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        subjects: Subjects,
+        agent: str,
+        *,
+        types: dict[str, type[Task[Any]]],
+        run: Runner,
+        slots: int = 1,
+        prefetch: int = 0,
+        node: str = "",
+        ack_wait: float = ACK_WAIT,
+    ) -> None:
+        self.agent = agent
+        self.slots = slots
+        self.prefetch = prefetch
+        self._transport = transport
+        self._subjects = subjects
+        self._by_id: dict[str, Attempt] = {}
+        self._bench = Bench(transport, subjects, agent, node, types, run, self._by_id, new_id())
+        self._wake = asyncio.Event()
+        self._lanes = Lanes(transport, subjects, agent, ack_wait, self._wake)
+        self._in_hand: dict[int, Attempt] = {}
+        self._held: deque[Attempt] = deque()
+        self._lives: set[asyncio.Task[None]] = set()
+        self._chores: set[asyncio.Task[None]] = set()
+        self._pulse = Pulse(transport, ack_wait, self._in_hand, self._chore)
+        self._loops: list[asyncio.Task[None]] = []
+        self._subscriptions: list[Subscription] = []
+        self._stopping = False
+
+    @property
+    def running(self) -> dict[str, Running]:
+        """The tasks whose handlers run now, by id."""
+        return {task_id: _running(attempt) for task_id, attempt in self._by_id.items() if attempt.handling}
+
+    # ------------------------------------------------------------ start and stop
+
+    async def start(self) -> None:
+        """Make what is missing at the broker, and begin to take tasks."""
+        await ensure_streams(self._transport)
+        await self._lanes.start()
+        for what, callback in ((CANCEL, self._on_cancel), (WHERE, self._on_where)):
+            self._subscriptions.append(await self._transport.subscribe(self._subjects.control(what), callback))
+        loop = asyncio.get_running_loop()
+        self._loops = [
+            loop.create_task(self._serve(), name=f"tasks of {self.agent}"),
+            loop.create_task(self._pulse.run(), name=f"task heartbeats of {self.agent}"),
+        ]
+
+    async def stop(self, grace: float = 10.0) -> None:
+        """Take no more tasks and finish those that run; what is not done within `grace` seconds is given back.
+
+        Returns after `grace` seconds and a few round trips at most: another worker has the rest at once.
+        """
+        self._stopping = True
+        self._wake.set()
+        if self._lives:
+            await asyncio.wait(self._lives, timeout=grace)
+        for attempt in list(self._in_hand.values()):
+            attempt.interrupt(STOPPED)
+        if self._lives:
+            await asyncio.wait(self._lives, timeout=2.0)
+        for work in [*self._lives, *self._loops]:
+            work.cancel()
+        if self._chores:
+            await asyncio.wait(self._chores, timeout=2.0)
+        await asyncio.gather(*self._lives, *self._loops, return_exceptions=True)
+        await self._lanes.stop()
+        for subscription in self._subscriptions:
+            await subscription.unsubscribe()
+
+    # ------------------------------------------------------------ taking tasks
+
+    async def _serve(self) -> None:
+        """Fill the slots from the queues; when they are empty, wait for the broker to push."""
+        while True:
+            self._wake.clear()
+            try:
+                for delivery in self._lanes.received():
+                    self._accept(delivery)
+                self._fill_slots()
+                room = 0 if self._stopping else self.slots + self.prefetch - len(self._in_hand)
+                if room > 0 and (taken := await self._lanes.take(room)):
+                    for delivery in taken:
+                        self._accept(delivery)
+                    continue
+            except BrokerError:
+                log.exception("worker of %s cannot take tasks; trying again", self.agent)
+                await asyncio.sleep(PAUSE_AFTER_ERROR)
+                continue
+            await self._wake.wait()
+
+    def _accept(self, delivery: Delivery) -> None:
+        """A task has arrived: to run, to hold, or too many."""
+        known = self._in_hand.get(delivery.sequence)
+        if known is not None:
+            known.delivery = delivery  # the broker had not heard of us for too long; it is still ours
+        elif self._stopping or len(self._in_hand) >= self.slots + self.prefetch:
+            self._chore(give_back(self._bench, delivery, "no slot free"))
+        else:
+            attempt = self._in_hand[delivery.sequence] = Attempt(self._bench, delivery)
+            self._held.append(attempt)
+            self._pulse.wake()
+            self._fill_slots()
+
+    def _fill_slots(self) -> None:
+        while self._held and (self._stopping or len(self._lives) < self.slots):
+            attempt = self._held.popleft()
+            if self._stopping:
+                del self._in_hand[attempt.delivery.sequence]
+                self._chore(give_back(self._bench, attempt.delivery, STOPPED))
+                continue
+            life = asyncio.get_running_loop().create_task(attempt.live(), name="task")
+            attempt.task = life
+            self._lives.add(life)
+            life.add_done_callback(partial(self._ended, attempt))
+
+    def _ended(self, attempt: Attempt, life: asyncio.Task[None]) -> None:
+        self._lives.discard(life)
+        self._in_hand.pop(attempt.delivery.sequence, None)
+        if not life.cancelled() and (error := life.exception()) is not None:
+            log.error("the life of %s ended with an error of ours", attempt, exc_info=error)
+        self._wake.set()
+
+    def _chore(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside; `stop` waits for it."""
+        task = asyncio.get_running_loop().create_task(self._guarded(work))
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except AgentMeshError:
+            log.warning("worker of %s: the broker does not take what we have to say", self.agent, exc_info=True)
+
+    # ------------------------------------------------------------ control subjects
+
+    def _on_cancel(self, message: Message) -> None:
+        """A prompt: look into the slot. A forged one has no effect."""
+        attempt = self._by_id.get(message.data.decode("utf-8", "replace"))
+        if attempt is not None:
+            self._chore(look(attempt))
+
+    def _on_where(self, message: Message) -> None:
+        """Answer only if there is something to say."""
+        try:
+            wanted = _read_query(message.data).task_id if message.data else ""
+        except msgspec.MsgspecError:
+            return
+        found = [entry for task_id, entry in self.running.items() if not wanted or task_id == wanted]
+        if found and message.reply:
+            self._chore(self._transport.publish(message.reply, _encode(found)))
+
+
+def _running(attempt: Attempt) -> Running:
+    assert attempt.body is not None
+    seconds = asyncio.get_running_loop().time() - attempt.started_at
+    return Running(
+        attempt.task_id,
+        attempt.body.task_type,
+        attempt.bench.agent,
+        attempt.bench.node,
+        attempt.number,
+        round(seconds, 3),
+    )
