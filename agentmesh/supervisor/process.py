@@ -215,13 +215,18 @@ class _Lines(asyncio.Protocol):
         self._rest = b""
 
     def data_received(self, data: bytes) -> None:
-        *lines, rest = (self._rest + data).split(b"\n")
-        while len(rest) > MAX_LINE:
-            lines.append(rest[:MAX_LINE])
-            rest = rest[MAX_LINE:]
-        self._rest = rest
+        *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
+            while len(line) > MAX_LINE:
+                line = self._give(line)
             self._on_line(line.decode(errors="replace").rstrip("\r"))
+        while len(self._rest) > MAX_LINE:
+            self._rest = self._give(self._rest)
+
+    def _give(self, long: bytes) -> bytes:
+        """Pass on the first part of a line that is too long; returns the rest."""
+        self._on_line(long[:MAX_LINE].decode(errors="replace"))
+        return long[MAX_LINE:]
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._rest:
