@@ -28,7 +28,9 @@ from agentmesh.errors import InvalidNameError
 
 _TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _TOPIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(\.[A-Za-z0-9][A-Za-z0-9_-]{0,63}){0,7}")
-_TOPIC_PATTERN = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_-]{0,63}|\*)(?:\.(?:[A-Za-z0-9][A-Za-z0-9_-]{0,63}|\*)){0,7}(?:\.>)?|>")
+_TOPIC_PATTERN = re.compile(
+    r"(?:[A-Za-z0-9][A-Za-z0-9_-]{0,63}|\*)(?:\.(?:[A-Za-z0-9][A-Za-z0-9_-]{0,63}|\*)){0,7}(?:\.>)?|>"
+)
 
 PRIORITIES = ("high", "normal", "low")
 
@@ -42,6 +44,15 @@ def token(kind: str, value: str) -> str:
     if not isinstance(value, str) or _TOKEN.fullmatch(value) is None:
         raise InvalidNameError(kind, str(value))
     return value
+
+
+MEMORY_OF_EVERY_TENANT = ("ai.agent.memory.*.*", "ai.agent.memory.*")
+"""What a memory service for a whole broker account subscribes to, instead of `memory` and `memory_door` of a tenant."""
+
+
+def memory_tenant(subject: str) -> str:
+    """Whose memory a subject of `MEMORY_OF_EVERY_TENANT` is about."""
+    return token("tenant", subject.split(".")[3])
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,10 @@ class Subjects:
     # -- services
     def memory(self, op: str) -> str:
         return f"ai.agent.memory.{self.tenant}.{token('memory operation', op)}"
+
+    def memory_pattern(self) -> str:
+        """Every operation: for subscribing only."""
+        return f"ai.agent.memory.{self.tenant}.*"
 
     def memory_door(self) -> str:
         return f"ai.agent.memory.{self.tenant}"
