@@ -27,7 +27,7 @@ from agentmesh.errors import AgentMeshError, ConfigError
 from agentmesh.registry import AgentInfo, MessageInfo
 from agentmesh.supervisor import ChildSpec, Exit, RestartPolicy, Supervisor
 from agentmesh.tasks import TaskWorker
-from agentmesh.transport import Endpoint, Message, Service, Services, Subscription
+from agentmesh.transport import Endpoint, Message, Service, Subscription
 from agentmesh.version import __version__
 
 log = logging.getLogger("agentmesh.host")
@@ -155,7 +155,7 @@ class Host:
         self.client = client
         self.node = node
         self.hostname = socket.gethostname()
-        self.services = Services(client.transport.connection)
+        self.services = client.transport.services
         self.on_escalation: Callable[[str, BaseException], None] | None = None
         self._policy = policy or RestartPolicy()
         self._hosted: dict[tuple[str, int], Hosted] = {}
@@ -248,7 +248,6 @@ class Host:
         if self._overdue is not None:
             self._overdue.cancel()
         await asyncio.gather(*(self._stop(key, grace) for key in reversed(list(self._hosted))))
-        await self.services.stop()
         for subscription in self._subscriptions:
             await subscription.unsubscribe()
         self._subscriptions.clear()

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
+from agentmesh.errors import ConnectionClosedError
 from agentmesh.messages import Event, Request, Task
 from agentmesh.refs import AgentRef
 from agentmesh.registry import AgentInfo
@@ -48,6 +49,9 @@ class LoopThread:
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run `work` on the loop; the future may be waited for by any thread."""
+        if self.loop.is_closed():
+            work.close()
+            raise ConnectionClosedError
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("mesh.sync cannot be used inside an agent: use 'await self.mesh...'")
@@ -204,4 +208,5 @@ def _pulled(thread: LoopThread, items: AsyncIterator[T]) -> Iterator[T]:
         while (item := thread.run(step())) is not _DONE:
             yield item
     finally:
-        thread.run(end())
+        if not thread.loop.is_closed():
+            thread.run(end())
