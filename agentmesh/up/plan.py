@@ -1,0 +1,182 @@
+"""What `agentmesh up` is to run: plain data, so that it can be made from settings, by a test, or sent to a process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from agentmesh.errors import ConfigError
+from agentmesh.subjects import token
+from agentmesh.supervisor import RestartPolicy
+from agentmesh.transport import TransportOptions
+
+DEFAULT_PORT = 4222
+
+PROCESS_POLICY = RestartPolicy(max_restarts=5, period=60.0)
+"""For processes: they take about half a second to start, so the count looks back longer than for agents."""
+
+
+def default_nodes() -> int:
+    """Node processes for agents that share: two, or one on a single core."""
+    return min(2, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class BrokerPlan:
+    """A broker to connect to, or the embedded one to start."""
+
+    url: str = ""
+    """Of a running broker (several: separated by commas); empty starts the embedded one with the fields below."""
+    store: Path | None = None
+    """Folder for the embedded broker's data; None: a temporary one, gone at the end."""
+    host: str = "127.0.0.1"
+    port: int | None = None
+    """None: 4222, or any free port when that is taken. 0: any free port."""
+    sync_always: bool = True
+    max_payload: str = "1MB"
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+    creds: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    replicas: int | None = None
+
+    @property
+    def embedded(self) -> bool:
+        return not self.url
+
+
+@dataclass(frozen=True)
+class AgentPlan:
+    """One agent."""
+
+    name: str
+    target: str
+    """`module:Class`."""
+    replicas: int = 1
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the constructor; plain data."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Variables of its process; needs `isolation="process"`."""
+    isolation: Literal["shared", "process"] = "shared"
+    """`shared`: in the node processes, beside others; `process`: each replica in a process of its own."""
+    concurrency: int | None = None
+    prefetch: int | None = None
+    mailbox_size: int | None = None
+    overflow: Literal["reject", "drop_oldest", "block"] | None = None
+    restart: Literal["permanent", "transient", "temporary"] | None = None
+    """None, here and above: what the class says."""
+
+
+@dataclass(frozen=True)
+class ToolsPlan:
+    """Tool executors."""
+
+    targets: tuple[str, ...] = ()
+    """Modules with `@tool` functions, or `module:function`."""
+    executors: int = 1
+    """Processes; none are started without targets."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The memory service."""
+
+    enabled: bool = True
+    path: Path | None = None
+    """The SQLite file; None: `memory.db` in the broker's store, or gone at the end with a temporary one."""
+
+
+@dataclass(frozen=True)
+class UpPlan:
+    """Everything `agentmesh up` needs to know."""
+
+    name: str = "mesh"
+    tenant: str = "default"
+    root: Path = field(default_factory=Path.cwd)
+    """The project: modules are imported from here, and processes run here."""
+    broker: BrokerPlan = BrokerPlan()
+    agents: tuple[AgentPlan, ...] = ()
+    nodes: int = field(default_factory=default_nodes)
+    """Processes that agents share."""
+    tools: ToolsPlan = ToolsPlan()
+    memory: MemoryPlan = MemoryPlan()
+    run_dir: Path = Path(".agentmesh")
+    """For `up.json`, logs and the like; taken from `root`."""
+    policy: RestartPolicy = RestartPolicy()
+    """How often a failing agent is restarted."""
+    process_policy: RestartPolicy = PROCESS_POLICY
+    """How often a failing process is restarted."""
+    grace: float = 10.0
+    """Seconds that agents get to finish when they are stopped."""
+    reload: bool = False
+    """Watch the sources and replace nodes whose code changed."""
+    watch: tuple[Path, ...] = ()
+    """Folders to watch, besides `root`."""
+    log_format: Literal["text", "json"] = "text"
+    log_level: str = "INFO"
+
+    def __post_init__(self) -> None:
+        token("tenant", self.tenant)
+        names = [token("agent", agent.name) for agent in self.agents]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"agents.{name}", "is there twice")
+        for agent in self.agents:
+            if agent.env and agent.isolation != "process":
+                raise ConfigError(f"agents.{agent.name}.env", 'needs isolation = "process"')
+            if agent.replicas < 0:
+                raise ConfigError(f"agents.{agent.name}.replicas", f"{agent.replicas}: expected 0 or more")
+        if self.nodes < 1:
+            raise ConfigError("nodes", f"{self.nodes}: expected 1 or more")
+
+    @property
+    def folder(self) -> Path:
+        """`run_dir` as an absolute path."""
+        return (self.root / self.run_dir).absolute()
+
+    def transport(self, url: str, name: str) -> TransportOptions:
+        """How a process of this plan connects."""
+        broker = self.broker
+        servers: str | Sequence[str] = [part.strip() for part in url.split(",") if part.strip()]
+        return TransportOptions(
+            url=servers,
+            name=name,
+            user=broker.user,
+            password=broker.password,
+            token=broker.token,
+            creds=broker.creds,
+            tls_ca=broker.tls_ca,
+            tls_cert=broker.tls_cert,
+            tls_key=broker.tls_key,
+            replicas=broker.replicas,
+        )
+
+
+_adapter = TypeAdapter(UpPlan)
+
+
+def dump(plan: UpPlan) -> bytes:
+    """The plan as JSON. It may hold credentials."""
+    return _adapter.dump_json(plan)
+
+
+def load(data: bytes) -> UpPlan:
+    """The plan in `data`.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        return _adapter.validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(".".join(map(str, first["loc"])) or "plan", first["msg"]) from error
