@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agentmesh import config, runfile
 from agentmesh.agent import Agent, CellOptions
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from agentmesh.sync import SyncMesh
+
+T = TypeVar("T")
 
 STOP_GRACE = 5.0
 """Seconds agents of this process get to finish when the mesh is closed."""
@@ -138,7 +140,7 @@ class Mesh(Client):
             self._sync = SyncMesh(replace(self._options, url=self.url, own_thread=False))
         return self._sync
 
-    async def _on_thread(self, action: Callable[[Mesh], Any]) -> Any:
+    async def _on_thread(self, action: Callable[[Mesh], Coroutine[Any, Any, T]]) -> T:
         return await asyncio.wrap_future(self.sync.submit_call(action))
 
     # ------------------------------------------------------------ end

@@ -173,9 +173,8 @@ class AgentCell:
 
     async def stop(self, grace: float) -> None:
         """Refuse new messages, handle those that wait within `grace` seconds, answer everybody who still waits."""
+        await asyncio.gather(*(subscription.drain() for subscription in self._subscriptions))
         self.state = "stopping"
-        for subscription in self._subscriptions:
-            await subscription.unsubscribe()
         self._subscriptions.clear()
         if self._instance is not None and grace > 0 and not self.failed.done():
             try:

@@ -13,14 +13,16 @@ The asynchronous fixtures need pytest-asyncio.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+
+F = TypeVar("F", bound=Callable[..., object])
 
 try:
     import pytest_asyncio
 
-    async_fixture: Any = pytest_asyncio.fixture
+    async_fixture: Callable[[F], F] = pytest_asyncio.fixture
 except ImportError:
     # Without pytest-asyncio only `nats_server` works; pytest says so where another fixture is used.
     async_fixture = pytest.fixture

@@ -38,9 +38,22 @@ class NatsClient(Client):
         return await self.subscribe(subject, queue=queue)
 
     def unlisten(self, subscription: Subscription) -> None:
+        """End a subscription; what is on its way is dropped."""
+        self._unsubscribe(subscription)
         self._sinks.pop(subscription._id, None)
-        if self._subs.pop(subscription._id, None) is not None and self.is_connected:
+
+    async def finish(self, subscription: Subscription, timeout: float) -> None:
+        """End a subscription; what the server sent before it knew is still delivered, within `timeout` seconds."""
+        if self._unsubscribe(subscription):
+            await self.round_trip(timeout)
+        self._sinks.pop(subscription._id, None)
+
+    def _unsubscribe(self, subscription: Subscription) -> bool:
+        known = self._subs.pop(subscription._id, None) is not None
+        if known and self.is_connected:
             self._buffer(f"UNSUB {subscription._id}\r\n".encode())
+            return True
+        return False
 
     def write(self, subject: str, data: bytes, reply: str = "", headers: bytes = b"") -> None:
         """Put a checked message into the write buffer; sent by the flusher, or after the next reconnect."""

@@ -59,6 +59,10 @@ class Subscription:
         """End it. Messages that are on their way are dropped. Never raises because the broker is gone."""
         self._connection.forget(self)
 
+    async def drain(self, timeout: float = 1.0) -> None:
+        """End it; what the broker sent before it knew is still delivered. Takes a round trip, at most `timeout` s."""
+        await self._connection.finish(self, timeout)
+
 
 class Connection:
     """See the module. `state` is connected, reconnecting or closed."""
@@ -229,6 +233,11 @@ class Connection:
         self._subscriptions.pop(subscription, None)
         if subscription._live is not None:
             self._nc.unlisten(subscription._live)
+
+    async def finish(self, subscription: Subscription, timeout: float) -> None:
+        self._subscriptions.pop(subscription, None)
+        if subscription._live is not None:
+            await self._nc.finish(subscription._live, timeout)
 
     # -- what nats-py tells us; nothing here may raise, it runs inside its read loop
 

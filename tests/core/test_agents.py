@@ -335,7 +335,7 @@ async def test_a_clean_stop_finishes_what_waits(mesh: Mesh, spawn: Spawn) -> Non
 
     ref = await spawn(Slow)
     asking = [asyncio.create_task(ref.ask(Add(n=n))) for n in range(50)]
-    await mesh.agents()
+    await asyncio.sleep(0)  # all are sent, and on their way while the agent stops
     await mesh.stop("slow")
     assert await asyncio.gather(*asking) == list(range(50))
     assert stopped == [1]
