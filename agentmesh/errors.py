@@ -586,7 +586,10 @@ class ToolBusyError(ToolError):
         self.limit = limit
 
     def __str__(self) -> str:
-        return f"tool {self.tool!r} was not run: its executor has {self.limit} calls already; try again later or add executors"
+        return (
+            f"tool {self.tool!r} was not run: its executor has {self.limit} calls already; "
+            "try again later or add executors"
+        )
 
 
 class ToolFailedError(ToolError):

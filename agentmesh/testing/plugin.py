@@ -13,19 +13,22 @@ The asynchronous fixtures need pytest-asyncio.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import pytest
 
 F = TypeVar("F", bound=Callable[..., object])
 
-try:
-    import pytest_asyncio
 
-    async_fixture: Callable[[F], F] = pytest_asyncio.fixture
-except ImportError:
-    # Without pytest-asyncio only `nats_server` works; pytest says so where another fixture is used.
-    async_fixture = pytest.fixture
+def async_fixture(function: F) -> F:
+    """A fixture that is a coroutine or an asynchronous generator, whatever the mode of pytest-asyncio."""
+    try:
+        from pytest_asyncio import fixture
+    except ImportError:
+        # Without pytest-asyncio only `nats_server` works; pytest says so where another fixture is used.
+        from pytest import fixture  # type: ignore[assignment]
+    return cast("F", fixture(function))
+
 
 if TYPE_CHECKING:
     from pathlib import Path
