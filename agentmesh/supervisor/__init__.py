@@ -1,7 +1,7 @@
 """Supervision in the way of OTP: who is started again, how often, and what happens to the siblings."""
 
 from agentmesh.supervisor.policy import Intensity, RestartPolicy
-from agentmesh.supervisor.process import Launch, ProcessChild, announce, kill_group
+from agentmesh.supervisor.process import Launch, ProcessChild, kill_group
 from agentmesh.supervisor.tree import Child, ChildInfo, ChildSpec, Exit, Supervisor, SupervisorEvent
 
 __all__ = [
@@ -15,6 +15,5 @@ __all__ = [
     "RestartPolicy",
     "Supervisor",
     "SupervisorEvent",
-    "announce",
     "kill_group",
 ]

@@ -19,10 +19,8 @@ import msgspec
 
 from agentmesh.errors import SupervisionError
 from agentmesh.lifeline import spawn_kwargs
+from agentmesh.supervisor.child import MARK
 from agentmesh.supervisor.tree import Exit
-
-MARK = "@agentmesh "
-"""Begins a line that is meant for the supervisor: a JSON object follows."""
 
 MAX_LINE = 65_536
 """Bytes of one line of output; the rest of a longer line follows as further lines."""
@@ -32,11 +30,6 @@ KILL_WAIT = 5.0
 
 Fields = dict[str, object]
 """What a process says to its supervisor."""
-
-
-def announce(**fields: object) -> None:
-    """Say something to the supervisor of this process: one marked line on standard output."""
-    print(f"{MARK}{msgspec.json.encode(fields).decode()}", flush=True)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class UpPlan:
     memory: MemoryPlan = MemoryPlan()
     run_dir: Path = Path(".agentmesh")
     """For `up.json`, logs and the like; taken from `root`."""
-    policy: RestartPolicy = RestartPolicy()
+    policy: RestartPolicy = field(default_factory=RestartPolicy)
     """How often a failing agent is restarted."""
     process_policy: RestartPolicy = PROCESS_POLICY
     """How often a failing process is restarted."""

@@ -1,0 +1,60 @@
+"""The other end: what a supervised process does first, and how it speaks to its supervisor."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from typing import Literal
+
+import msgspec
+
+from agentmesh.lifeline import die_with_parent
+
+MARK = "@agentmesh "
+"""Begins a line that is meant for the supervisor: a JSON object follows."""
+
+ORPHAN_GRACE = 3.0
+"""Seconds a process whose supervisor died has for an orderly stop."""
+
+LogFormat = Literal["text", "json"]
+
+
+def announce(**fields: object) -> None:
+    """Say something to the supervisor of this process: one marked line on standard output."""
+    print(f"{MARK}{msgspec.json.encode(fields).decode()}", flush=True)
+
+
+def begin() -> bytes:
+    """Tie this process to its supervisor, and read what it is to do from standard input.
+
+    Ctrl-C in the terminal is for the supervisor, which then stops its processes in order.
+    """
+    if die_with_parent(ORPHAN_GRACE):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return sys.stdin.buffer.read()
+
+
+def configure_logging(form: LogFormat, level: str) -> None:
+    """Log to standard error, one line a record: for people, or as JSON."""
+    handler = logging.StreamHandler(sys.stderr)
+    if form == "json":
+        handler.setFormatter(_JsonFormatter())
+    else:
+        line = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+        handler.setFormatter(logging.Formatter(line, datefmt="%H:%M:%S"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
