@@ -72,7 +72,7 @@ class Client:
         self.subjects = subjects
         self.identity = identity
         self.tasks = TaskClient(transport, subjects)
-        self.tools = ToolClient(transport, subjects)
+        self.tools = ToolClient(transport, subjects, identity)
         self.on_undelivered: Callable[[Undelivered], None] | None = None
         """Called for each told event that was refused or had no receiver, if the broker or the mailbox said so."""
         self._bounces: dict[str, Inbox] = {}

@@ -103,9 +103,10 @@ class Mesh(Client):
             Exception: What the constructor or `on_start` raised.
         """
         if self._interactive:
-            return await self._on_thread(
+            ref = await self._on_thread(
                 lambda mesh: mesh.spawn(agent_class, *args, name=name, replicas=replicas, options=options, **kwargs)
             )
+            return self.ref(ref.name)
         host = await self._hosting()
         chosen = replace(options or CellOptions(), args=args, kwargs=kwargs)
         if name is not None:

@@ -23,11 +23,11 @@ F = TypeVar("F", bound=Callable[..., object])
 def async_fixture(function: F) -> F:
     """A fixture that is a coroutine or an asynchronous generator, whatever the mode of pytest-asyncio."""
     try:
-        from pytest_asyncio import fixture
+        import pytest_asyncio
     except ImportError:
         # Without pytest-asyncio only `nats_server` works; pytest says so where another fixture is used.
-        from pytest import fixture  # type: ignore[assignment]
-    return cast("F", fixture(function))
+        return cast("F", pytest.fixture(function))
+    return cast("F", pytest_asyncio.fixture(function))
 
 
 if TYPE_CHECKING:
