@@ -48,6 +48,8 @@ def test_every_cell_of_the_tour_shows_what_its_text_says(executed: list[str]) ->
         "did you mean 'greeter'?",
         "half way",
         "[1, 2, 3]",
+        "[5, 3, 4, 9]",
+        "ToolArgumentsError",
         "'first': 'programmer'",
         "counter",
     ):
