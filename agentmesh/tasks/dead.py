@@ -16,7 +16,7 @@ from agentmesh.ids import new_id, now
 from agentmesh.subjects import Subjects, token
 from agentmesh.tasks import slot
 from agentmesh.tasks.layout import DEAD
-from agentmesh.tasks.wire import NOTHING, DeadBody, Failure, ResultBody, decode_dead, encode, is_json
+from agentmesh.tasks.wire import DeadBody, Failure, ResultBody, decode_dead, encode, is_json
 from agentmesh.transport import Delivery, Transport
 
 _PAGE = 500
@@ -70,8 +70,8 @@ def _letter(delivery: Delivery, reason: str, task_id: str) -> DeadBody:
         task_id,
         reason[:2000],
         subject=delivery.subject,
-        body=msgspec.Raw(delivery.data) if readable else NOTHING,
-        body_base64="" if readable else base64.b64encode(delivery.data).decode(),
+        body=msgspec.Raw(delivery.data if readable else encode(base64.b64encode(delivery.data).decode())),
+        encoding="" if readable else "base64",
         timestamp=now(),
         schema_version=SCHEMA_VERSION,
     )

@@ -96,15 +96,15 @@ class DeadBody(msgspec.Struct, omit_defaults=True):
     subject: str = ""
     """Where the message waited."""
     body: msgspec.Raw = NOTHING
-    """The message, if it is JSON."""
-    body_base64: str = ""
-    """The message, if it is not."""
+    """The message as it was; if it is no JSON, a string with its bytes in base64."""
+    encoding: str = ""
+    """`base64` in the latter case."""
     timestamp: Any = None
     schema_version: str = ""
 
     def original(self) -> bytes:
         """The message as it was."""
-        return base64.b64decode(self.body_base64) if self.body_base64 else bytes(self.body)
+        return base64.b64decode(msgspec.json.decode(self.body)) if self.encoding else bytes(self.body)
 
 
 class _Id(msgspec.Struct):

@@ -11,7 +11,7 @@ from agentmesh.broker import EmbeddedBroker
 from agentmesh.ids import new_id
 from agentmesh.messages import Task
 from agentmesh.subjects import Subjects
-from agentmesh.tasks import TaskClient, TaskContext, TaskWorker
+from agentmesh.tasks import Dispatcher, TaskClient, TaskContext, TaskWorker
 from agentmesh.tasks.layout import TASKS
 from agentmesh.transport import Transport, TransportOptions
 from tests.harness import Server, eventually
@@ -29,6 +29,7 @@ class Stage:
         self.client = TaskClient(transport, self.subjects)
         self.handlers = Handlers()
         self._workers: list[TaskWorker] = []
+        self._dispatchers: list[Dispatcher] = []
 
     async def work(
         self,
@@ -59,7 +60,23 @@ class Stage:
 
         await eventually(empty, timeout, what="the queue is empty")
 
+    async def dispatch(self, agents: dict[str, list[str]]) -> Dispatcher:
+        """Start a dispatcher that finds these agents for these types."""
+
+        async def locate(task_type: str) -> list[str]:
+            return agents.get(task_type, [])
+
+        async def known() -> list[str]:
+            return list(agents)
+
+        dispatcher = Dispatcher(self.transport, self.subjects, locate, known=known)
+        await dispatcher.start()
+        self._dispatchers.append(dispatcher)
+        return dispatcher
+
     async def close(self) -> None:
+        for dispatcher in self._dispatchers:
+            await dispatcher.stop()
         for worker in self._workers:
             await worker.stop(grace=0.0)
         await self.transport.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 
@@ -19,7 +20,7 @@ from agentmesh.errors import (
     TaskExpiredError,
     TaskFailedError,
 )
-from agentmesh.tasks import Chunk, Job, Progress, Restarted
+from agentmesh.tasks import Chunk, Job, Progress, Restarted, TaskContext
 from agentmesh.tasks.layout import TASKS
 from tests.harness import eventually
 from tests.tasks.conftest import Stage
@@ -141,7 +142,7 @@ async def test_b9_retries_keep_the_delays_of_the_policy_and_end_in_one_dead_lett
         await job.result(10)
 
     times = [at for _, _, at in stage.handlers.started]
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert gaps == pytest.approx([0.2, 0.4], rel=0.2, abs=0.08)
     letter = await stage.client.dead_show(job.id)
     assert [(entry.attempt, entry.error_type) for entry in letter.history] == [(n, "ValueError") for n in (1, 2, 3)]
@@ -319,9 +320,9 @@ async def test_status_tells_where_a_task_is(stage: Stage) -> None:
 
 
 async def test_a_task_sees_its_id_attempt_and_idempotency_key(stage: Stage) -> None:
-    seen = []
+    seen: list[TaskContext] = []
 
-    async def run(task: object, ctx: object) -> int:
+    async def run(task: object, ctx: TaskContext) -> int:
         seen.append(ctx)
         return 0
 
