@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -174,8 +174,12 @@ def _store(session: Session) -> Iterator[Finding]:
         yield Finding(NOTE, "store", "memory: everything is gone when the mesh stops")
         return
     parent = next(folder for folder in (store, *store.parents) if folder.is_dir())
-    if not os.access(parent, os.W_OK | os.X_OK):
-        yield Finding(WRONG, "store", f"{parent} is not writable", "chown it, or choose another: --store DIR")
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # asking for permissions would not notice a full or read-only disk
+            pass
+    except OSError as error:
+        problem = f"{parent} is not writable: {error.strerror}"
+        yield Finding(WRONG, "store", problem, "make it so, or choose another directory: --store DIR")
         return
     user = running_broker(store)
     used = f", in use by the broker with pid {user.pid}" if user else ""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -128,14 +129,21 @@ def as_json(value: Any, indent: int | None = None) -> str:
 
 
 def plain(value: Any) -> Any:
-    """`value` as lists, dicts and scalars."""
+    """`value` as lists, dicts and scalars; nothing is left out, also not what has its default."""
     import msgspec
 
-    def fallback(other: Any) -> Any:
-        dump = getattr(other, "model_dump", None)
-        return dump(mode="json") if dump else str(other)
-
-    return msgspec.to_builtins(value, enc_hook=fallback)
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(entry) for entry in value]
+    if isinstance(value, msgspec.Raw):
+        return msgspec.json.decode(value)
+    dump = getattr(value, "model_dump", None)
+    return dump(mode="json") if dump else msgspec.to_builtins(value, enc_hook=str)
 
 
 def age(since: datetime | None) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -76,8 +76,8 @@ class BrokerSettings(Table):
 class NodeSettings(Table):
     """Processes that host agents."""
 
-    count: int = Field(default=1, ge=1, le=256)
-    """Node processes that share the agents without a process of their own."""
+    count: int | None = Field(default=None, ge=1, le=256)
+    """Node processes that share the agents without a process of their own; unset: 2, or 1 on a single core."""
 
     grace: Duration = 10.0
     """Seconds agents get to finish when they are stopped; then they are killed."""
@@ -99,7 +99,7 @@ class RestartSettings(Table):
     max: int = Field(default=3, ge=0)
     """Restarts within `window`; 0 never restarts."""
 
-    window: Duration = 5.0
+    window: Annotated[Duration, Field(gt=0)] = 5.0
     """Seconds the count looks back."""
 
 

@@ -1,0 +1,116 @@
+"""From settings to what `agentmesh up` is to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from agentmesh.agent import Agent, default_name
+from agentmesh.cli.base import UsageError
+from agentmesh.config import AgentSettings, Settings
+from agentmesh.registry import near_misses
+from agentmesh.supervisor import RestartPolicy
+from agentmesh.up.plan import AgentPlan, BrokerPlan, MemoryPlan, ToolsPlan, UpPlan, default_nodes
+
+
+def make_plan(settings: Settings, targets: Sequence[str] = (), *, only: Iterable[str] = ()) -> UpPlan:
+    """The plan that the settings describe.
+
+    Args:
+        settings: All of them, the command line's included.
+        targets: Classes as `module:Class` to run instead of the agents of the settings; one that the settings have an
+            agent for runs as it is described there.
+        only: Names of agents; the others are left out.
+
+    Raises:
+        UsageError: `only` names an agent that is not there.
+        ConfigError: The settings contradict each other.
+    """
+    agents = [_agent(name, agent, settings) for name, agent in settings.agents.items()]
+    if targets:
+        agents = [agent for target in targets for agent in _targeted(target, agents)]
+    wanted = list(only)
+    for name in wanted:
+        if name not in {agent.name for agent in agents}:
+            near = near_misses(name, [agent.name for agent in agents])
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise UsageError(f"--only {name}: the settings have no such agent{hint}")
+    return UpPlan(
+        name=settings.name,
+        tenant=settings.tenant,
+        root=settings.root,
+        broker=_broker(settings),
+        agents=tuple(agent for agent in agents if not wanted or agent.name in wanted),
+        nodes=settings.node.count or default_nodes(),
+        tools=ToolsPlan(tuple(settings.tools.targets), settings.tools.executors),
+        memory=MemoryPlan(
+            settings.memory.enabled, settings.path(settings.memory.path) if settings.memory.path else None
+        ),
+        policy=RestartPolicy(max_restarts=settings.defaults.restart.max, period=settings.defaults.restart.window),
+        grace=settings.node.grace,
+    )
+
+
+def replicas(counts: Iterable[str]) -> list[tuple[str, int]]:
+    """What `--replicas a=3` and `scale a=3` say.
+
+    Raises:
+        UsageError: Not of that form.
+    """
+    return [_count(count) for count in counts]
+
+
+def _count(text: str) -> tuple[str, int]:
+    name, equals, number = text.partition("=")
+    if not equals or not name or not number.isdigit():
+        raise UsageError(f"{text!r}: expected AGENT=COUNT, such as greeter=3")
+    return name, int(number)
+
+
+def _targeted(target: str, agents: list[AgentPlan]) -> list[AgentPlan]:
+    described = [agent for agent in agents if agent.target == target]
+    if described:
+        return described
+    module, colon, name = target.partition(":")
+    if not (module and colon and name.isidentifier()):
+        raise UsageError(f"{target!r}: expected module:Class, such as hello.agents:Greeter")
+    # The class itself is imported only where it runs; its name says enough.
+    return [AgentPlan(default_name(type(name, (Agent,), {})), target)]
+
+
+def _agent(name: str, agent: AgentSettings, settings: Settings) -> AgentPlan:
+    mailbox = agent.mailbox or settings.defaults.mailbox
+    plan = AgentPlan(
+        name,
+        agent.target,
+        replicas=agent.replicas,
+        kwargs=agent.args,
+        env=agent.env,
+        isolation=agent.isolation,
+        concurrency=agent.concurrency or settings.defaults.concurrency,
+    )
+    return plan if mailbox is None else replace(plan, mailbox_size=mailbox.size, overflow=mailbox.overflow)
+
+
+def _broker(settings: Settings) -> BrokerPlan:
+    broker = settings.broker
+
+    def path(value: str | None) -> str | None:
+        return str(settings.path(value)) if value else None
+
+    return BrokerPlan(
+        url="" if broker.embedded else broker.url,
+        store=settings.store,
+        host=broker.host,
+        port=broker.port,
+        sync_always=broker.sync_always,
+        max_payload=str(broker.max_payload),
+        user=broker.user,
+        password=broker.password,
+        token=broker.token,
+        creds=path(broker.creds),
+        tls_ca=path(broker.tls_ca),
+        tls_cert=path(broker.tls_cert),
+        tls_key=path(broker.tls_key),
+        replicas=broker.replicas,
+    )

@@ -1,0 +1,170 @@
+"""What a running `agentmesh up` shows: what is up, then what happens."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentmesh.cli.output import Output, plain
+from agentmesh.up import events
+from agentmesh.up.plan import UpPlan
+from agentmesh.version import __version__
+
+_COLORS = ("cyan", "magenta", "green", "yellow", "blue")
+_WIDTH = 12
+
+
+@dataclass
+class _Shown:
+    """One agent, while it starts."""
+
+    isolation: str
+    wanted: int
+    states: dict[tuple[str, int], str] = field(default_factory=dict)
+    messages: tuple[str, ...] = ()
+    problem: str = ""
+
+    @property
+    def ready(self) -> int:
+        return sum(state == "ready" for state in self.states.values())
+
+    @property
+    def state(self) -> str:
+        if self.ready >= self.wanted:
+            return "ready"
+        return "failed" if "failed" in self.states.values() else "starting"
+
+
+class Screen:
+    """Prints events as they come; call it with each.
+
+    Args:
+        out: With `json` each event is one line.
+        plan: What is to run.
+    """
+
+    def __init__(self, out: Output, plan: UpPlan) -> None:
+        self._out = out
+        self._plan = plan
+        self._agents = {agent.name: _Shown(agent.isolation, agent.replicas) for agent in plan.agents}
+        self._sources: dict[str, str] = {}
+        self._is_ready = False
+        self._show: dict[type[Any], Callable[[Any], None]] = {
+            events.BrokerReady: self._broker,
+            events.ServiceReady: self._service,
+            events.AgentState: self._agent,
+            events.Ready: self._ready,
+            events.LogLine: self._log,
+            events.Restarted: self._restarted,
+            events.Reloaded: self._reloaded,
+            events.Warned: self._warned,
+            events.Stopping: self._stopping,
+            events.Stopped: self._stopped,
+        }
+
+    def banner(self) -> None:
+        """The first line."""
+        if not self._out.json:
+            parts = (f"agentmesh {__version__}", self._plan.name, f"tenant {self._plan.tenant}")
+            self._line(self._out.style(" · ".join((*parts, f"Python {platform.python_version()}")), "bold") + "\n")
+
+    def __call__(self, event: events.UpEvent) -> None:
+        if self._out.json:
+            self._out.document({"kind": event.kind, **plain(event)})
+        else:
+            self._show[type(event)](event)
+
+    # ------------------------------------------------------------ while it starts
+    def _broker(self, event: events.BrokerReady) -> None:
+        if self._is_ready:
+            self._line(f"~ broker is back at {event.url}")
+            return
+        kind = f"embedded {event.version}, JetStream" if event.embedded else f"nats-server {event.version}"
+        self._bullet("broker", event.url, kind)
+        if event.embedded and event.store:
+            self._bullet("storage", event.store, "survives restarts (--store memory: does not)")
+        elif event.embedded:
+            self._bullet("storage", "memory", "gone when this ends (--store DIR: kept)")
+
+    def _service(self, event: events.ServiceReady) -> None:
+        if self._is_ready:
+            return  # what ended was said by `Restarted`
+        if event.service == "memory":
+            self._bullet("memory", event.process, f"pid {event.pid}")
+        elif event.service == "tools":
+            self._bullet("tools", event.process, ", ".join(self._plan.tools.targets))
+
+    def _agent(self, event: events.AgentState) -> None:
+        agent = self._agents.setdefault(event.name, _Shown(event.isolation, 1))
+        agent.states[event.node, event.replica] = event.state
+        agent.messages = event.messages or agent.messages
+        agent.problem = event.problem or agent.problem
+        if self._is_ready:
+            color = {"ready": "green", "failed": "red"}.get(event.state, "yellow")
+            why = f": {event.problem}" if event.problem else ""
+            self._line(f"~ {event.name}.{event.replica} {self._out.style(event.state, color)}{why}")
+
+    def _ready(self, event: events.Ready) -> None:
+        self._is_ready = True
+        self._line("")
+        self._table()
+        where = self._out.style(f"ready in {event.seconds:.1f} s", "green")
+        self._line(f"{where} · try:  {self._out.style(self._next(), 'cyan')}      Ctrl-C to stop\n")
+
+    def _table(self) -> None:
+        rows = []
+        for name, agent in self._agents.items():
+            messages = ", ".join(agent.messages) or agent.problem.partition("\n")[0] or "-"
+            rows.append((f"  {name}", f"{agent.ready}/{agent.wanted}", agent.isolation, agent.state, messages))
+        if rows:
+            self._out.table(["  AGENT", "REPLICAS", "ISOLATION", "STATE", "MESSAGES"], rows)
+            self._line("")
+
+    def _next(self) -> str:
+        """The next command to type."""
+        talks = [name for name, agent in self._agents.items() if {"Prompt", "Prompt*"} & set(agent.messages)]
+        return f'agentmesh ask {talks[0]} "hi"' if talks else "agentmesh ps"
+
+    # ------------------------------------------------------------ while it runs
+    def _log(self, event: events.LogLine) -> None:
+        color = self._sources.setdefault(event.source, _COLORS[len(self._sources) % len(_COLORS)])
+        self._line(f"{self._out.style(event.source.ljust(_WIDTH) + ' │', color)} {event.text}")
+
+    def _restarted(self, event: events.Restarted) -> None:
+        self._line(f"~ {event.process} {event.reason}; started again ({event.restarts})")
+
+    def _reloaded(self, event: events.Reloaded) -> None:
+        files = ", ".join(event.files)
+        if event.problem:
+            self._line(self._out.style(f"~ {files} changed, the old code runs on:", "red"))
+            self._line(event.problem.rstrip())
+            return
+        what = ", ".join(event.agents or event.nodes) or "nothing to do"
+        self._line(self._out.style(f"~ {files} changed → {what} restarted in {event.seconds:.1f} s", "green"))
+
+    def _warned(self, event: events.Warned) -> None:
+        self._line(f"{self._out.style('!', 'yellow')} {event.source}: {event.text.rstrip()}")
+        if event.hint:
+            self._line(f"  {self._out.style('→ ' + event.hint, 'cyan')}")
+
+    # ------------------------------------------------------------ while it stops
+    def _stopping(self, event: events.Stopping) -> None:
+        self._line(f"stopping ({event.reason}): up to {event.grace:g} s for what is being done; Ctrl-C again: at once")
+
+    def _stopped(self, event: events.Stopped) -> None:
+        done = f"finished {event.drained}, gave back {event.given_back} in {event.seconds:.1f} s"
+        how = "stopped, some of it by force" if event.killed else "stopped"
+        store = self._plan.broker.store
+        kept = f". Data kept in {store}" if self._plan.broker.embedded and store is not None else ""
+        self._line(f"{how}: {done}{kept}")
+
+    # ------------------------------------------------------------ lines
+    def _bullet(self, what: str, where: str, note: str) -> None:
+        if not self._out.quiet:
+            dot, about = self._out.style("●", "green"), self._out.style(note, "dim")
+            self._line(f"  {dot} {what:<10} {where:<24} {about}".rstrip())
+
+    def _line(self, text: str) -> None:
+        self._out.answer(text)

@@ -1,0 +1,365 @@
+"""`agentmesh submit`, `map`, `task` and `dead`: work that is not lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from agentmesh.cli import typed
+from agentmesh.cli.base import Commands, Failed, Session, UsageError
+from agentmesh.cli.output import age, as_json, plain
+from agentmesh.cli.progress import Bar
+
+if TYPE_CHECKING:
+    from agentmesh.messages import Task
+    from agentmesh.tasks import Finished, Job, JobEvent, TaskClient, TaskStatus
+
+T = TypeVar("T")
+
+commands = Commands()
+PANEL = "Work"
+
+
+class State(StrEnum):
+    """States of a task."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    DEAD = "dead"
+
+
+class Priority(StrEnum):
+    """Priorities of tasks."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+TaskType = Annotated[str, typer.Argument(metavar="TYPE", help="Type of the task.", show_default=False)]
+TaskId = Annotated[str, typer.Argument(metavar="ID", help="Id of the task.", show_default=False)]
+To = Annotated[str | None, typer.Option("--to", metavar="AGENT", help="Who shall do it; else one that takes the type.")]
+Urgency = Annotated[Priority | None, typer.Option("--priority", help="Before or behind others; else the type's own.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="The most to show.")]
+
+
+@commands.command(
+    "submit",
+    example="""agentmesh submit CountWords --data '{"text": "to be or not to be"}' --wait
+agentmesh submit ReviewFile --data @file.json --priority high --id nightly-1""",
+    panel=PANEL,
+)
+def submit(
+    session: Session,
+    type: TaskType,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", metavar="JSON|@FILE|-", help="Fields of the task, as a JSON object.")
+    ] = None,
+    to: To = None,
+    priority: Urgency = None,
+    deadline: Annotated[
+        str | None, typer.Option("--deadline", metavar="TIME", help="From now; later it is not worth starting.")
+    ] = None,
+    id: Annotated[
+        str | None, typer.Option("--id", help="An id of yours: submitting it again runs nothing again.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait, and print the result instead of the id.")] = False,
+) -> None:
+    """Submit a task and print its id. From then on it survives anything.
+
+    With `--wait` its result is printed when it is there; interrupting that does not cancel the task.
+    """
+    from agentmesh.config import parse_duration
+
+    try:
+        seconds = None if deadline is None else parse_duration(deadline)
+    except ValueError as error:
+        raise UsageError(f"--deadline {deadline!r}: {error}") from None
+    session.run(
+        _submit(
+            session,
+            _task(type, typed.read_object(data)),
+            {"to": to, "priority": priority, "deadline": seconds, "task_id": id},
+            wait,
+        )
+    )
+
+
+async def _submit(session: Session, task: Task[Any], how: dict[str, Any], wait: bool) -> None:
+    async with session.connect() as mesh:
+        job = await mesh.submit(task, **how)
+        if wait:
+            session.out.note(f"task {job.id}")
+            await _print_result(session, job)
+        elif session.out.json:
+            session.out.document({"id": job.id})
+        else:
+            session.out.answer(job.id)
+
+
+task = commands.group("task", help="Look at tasks, wait for them, cancel them.", panel=PANEL)
+
+
+@task.command("ls", example="agentmesh task ls\nagentmesh task ls --state failed --json")
+def ls(
+    session: Session,
+    state: Annotated[State | None, typer.Option("--state", help="Only tasks in this state.")] = None,
+    limit: Limit = 50,
+) -> None:
+    """List tasks: those that wait or run, and those decided in the last seven days."""
+    found = session.run(_ls(session, state, limit))
+    if session.out.json:
+        session.out.document(found)
+        return
+    rows = [
+        (s.task_id, s.task_type, s.agent_id or None, s.state, s.attempt or None, age(s.decided_at or s.submitted_at))
+        for s in found
+    ]
+    session.out.table(["ID", "TYPE", "AGENT", "STATE", "ATTEMPT", "AGE"], rows, empty="no tasks")
+
+
+async def _ls(session: Session, state: State | None, limit: int) -> list[TaskStatus]:
+    async with session.connect() as mesh:
+        return await mesh.tasks.ls(state.value if state else "", limit)
+
+
+@task.command("get", example="agentmesh task get 0Wx3kPz1-7 --json")
+def get(session: Session, id: TaskId) -> None:
+    """Show where a task stands: state, attempts, and its result or the reason it has none."""
+    status = session.run(_get(session, id))
+    if session.out.json:
+        session.out.document(status)
+    else:
+        session.out.fields(_told(status))
+
+
+def _told(status: TaskStatus) -> Iterator[tuple[str, Any]]:
+    for name, value in plain(status).items():
+        yield name.replace("_", " "), as_json(value) if isinstance(value, dict | list) else value
+
+
+async def _get(session: Session, task_id: str) -> TaskStatus:
+    async with session.connect() as mesh:
+        return await mesh.tasks.get(task_id)
+
+
+@task.command("wait", example="agentmesh task wait 0Wx3kPz1-7\nagentmesh task wait nightly-1 --timeout 10m")
+def wait(session: Session, id: TaskId) -> None:
+    """Wait for a task and print its result; progress and parts of the result are shown from the start.
+
+    Exits with 1 if it failed, was cancelled or became a dead letter, with 5 if its deadline or `--timeout` passed.
+    """
+    session.run(_wait(session, id))
+
+
+async def _wait(session: Session, task_id: str) -> None:
+    async with session.connect() as mesh:
+        await mesh.tasks.get(task_id)  # one that does not exist would be waited for for ever
+        await _print_result(session, mesh.job(task_id))
+
+
+@task.command("cancel", example="agentmesh task cancel 0Wx3kPz1-7")
+def cancel(session: Session, id: TaskId) -> None:
+    """Cancel a task that waits or runs. Exits with 1 if it was decided already."""
+    cancelled = session.run(_cancel(session, id))
+    if session.out.json:
+        session.out.document({"id": id, "cancelled": cancelled})
+    elif cancelled:
+        session.out.note(f"task {id} is cancelled")
+    else:
+        session.out.error(f"task {id} was decided before; see: agentmesh task get {id}")
+    if not cancelled:
+        raise Failed
+
+
+async def _cancel(session: Session, task_id: str) -> bool:
+    async with session.connect() as mesh:
+        return await mesh.tasks.cancel(task_id, "cli")
+
+
+@commands.command(
+    "map",
+    example="""agentmesh map CountWords --data '{"text": "one two"}' --data '{"text": "three"}'
+ls *.py | jq -R '{path: .}' -c | agentmesh map ReviewFile --items -
+agentmesh map ReviewFile --items @files.jsonl --limit 8 --keep-going > results.jsonl""",
+    panel=PANEL,
+)
+def map_(
+    session: Session,
+    type: TaskType,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", "-d", metavar="JSON", help="Fields of one task; repeat it.")
+    ] = None,
+    items: Annotated[
+        str | None, typer.Option("--items", "-i", metavar="@FILE|-", help="One JSON object a line, one task each.")
+    ] = None,
+    to: To = None,
+    priority: Urgency = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Tasks under way at the same time.")] = 64,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", "-k", help="Do the rest when one fails; else the rest is cancelled.")
+    ] = False,
+) -> None:
+    """Run one task per item, many at a time, and print a JSON line for each, in the order of the items.
+
+    A line is `{"item": …, "result": …}` or `{"item": …, "error": {"type": …, "message": …}}`. Exits with 1 if any
+    failed.
+    """
+    fields = [typed.read_object(entry) for entry in data or []]
+    fields += [_item(number, line) for number, line in enumerate(_lines(items), 1) if line.strip()]
+    if not fields:
+        raise UsageError("no items: give --data JSON or --items @FILE")
+    tasks = [_task(type, entry) for entry in fields]
+    failed = session.run(_map(session, tasks, {"to": to, "priority": priority, "limit": limit}, keep_going))
+    if failed:
+        session.out.note(f"{failed} of {len(tasks)} failed")
+        raise Failed
+
+
+def _lines(items: str | None) -> list[str]:
+    if items is None:
+        return []
+    if items != "-" and not items.startswith("@"):
+        raise UsageError(f"--items {items!r}: expected @FILE, or - for standard input")
+    return typed.read_text(items).splitlines()
+
+
+def _item(number: int, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"--items, line {number}: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"--items, line {number}: expected a JSON object, not {line[:60]!r}")
+    return value
+
+
+dead = commands.group("dead", help="Dead letters: tasks that were given up.", panel=PANEL)
+
+
+@dead.command("ls", example="agentmesh dead ls")
+def dead_ls(session: Session, limit: Limit = 100) -> None:
+    """List dead letters, oldest first, with the reason."""
+    letters = session.run(_dead(session, lambda tasks: tasks.dead_ls(limit)))
+    if session.out.json:
+        session.out.document(letters)
+        return
+    rows = [
+        (letter.task_id, letter.task_type or letter.kind, letter.agent_id or None, letter.attempts, letter.reason)
+        for letter in letters
+    ]
+    session.out.table(["ID", "TYPE", "AGENT", "ATTEMPTS", "REASON"], rows, empty="no dead letters")
+
+
+@dead.command("show", example="agentmesh dead show 0Wx3kPz1-7")
+def dead_show(session: Session, id: TaskId) -> None:
+    """Show a dead letter: the message, and what was tried."""
+    letter = session.run(_dead(session, lambda tasks: tasks.dead_show(id)))
+    if session.out.json:
+        session.out.document(letter)
+        return
+    tried = [f"{f.attempt}. {f.error_type}: {f.message} ({f.worker or 'unknown node'})" for f in letter.history]
+    session.out.fields(
+        [
+            ("id", letter.task_id),
+            ("type", letter.task_type or letter.kind),
+            ("agent", letter.agent_id),
+            ("reason", letter.reason),
+            ("tried", "\n".join(tried)),
+            ("message", letter.original().decode(errors="backslashreplace")),
+        ]
+    )
+    session.out.note(f"\nagain: agentmesh dead retry {id}    forget it: agentmesh dead drop {id}")
+
+
+@dead.command("retry", example="agentmesh dead retry 0Wx3kPz1-7")
+def dead_retry(session: Session, id: TaskId) -> None:
+    """Put a dead letter back into its queue, under a new id, which is printed."""
+    fresh = session.run(_dead(session, lambda tasks: tasks.dead_retry(id)))
+    if session.out.json:
+        session.out.document({"id": fresh})
+    else:
+        session.out.answer(fresh)
+
+
+@dead.command("drop", example="agentmesh dead drop 0Wx3kPz1-7")
+def dead_drop(session: Session, id: TaskId) -> None:
+    """Forget a dead letter for good."""
+    session.run(_dead(session, lambda tasks: tasks.dead_drop(id)))
+    if session.out.json:
+        session.out.document({"id": id, "dropped": True})
+    else:
+        session.out.note(f"{id} is gone")
+
+
+async def _dead(session: Session, ask: Callable[[TaskClient], Awaitable[T]]) -> T:
+    async with session.connect() as mesh:
+        return await ask(mesh.tasks)
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _task(kind: str, fields: dict[str, Any]) -> Task[Any]:
+    from agentmesh.messages import Task
+
+    return typed.message(Task[Any], kind, fields)
+
+
+async def _print_result(session: Session, job: Job[Any]) -> None:
+    """Show progress while the task is under way, then print its result."""
+    from agentmesh.errors import DeadlineExceededError
+
+    limit = None if session.options.timeout is None else session.timeout()
+    try:
+        async with asyncio.timeout(limit):
+            with Bar(session.out, "working", fraction=True) as bar:
+                async for event in job:
+                    _show(session, bar, event)
+            result = await job.result()
+    except TimeoutError:
+        raise DeadlineExceededError(f"result of task {job.id}", limit or 0.0) from None
+    session.out.value(result)
+
+
+def _show(session: Session, bar: Bar, event: JobEvent) -> None:
+    from agentmesh.tasks import Progress, Restarted
+
+    if isinstance(event, Progress):
+        bar.at(event.fraction, event.text)
+    elif isinstance(event, Restarted):
+        bar.at(0.0, f"attempt {event.attempt}")
+    elif session.out.verbose:
+        session.out.note(event.data if isinstance(event.data, str) else as_json(event.data))
+
+
+async def _map(session: Session, tasks: list[Task[Any]], how: dict[str, Any], keep_going: bool) -> int:
+    """Print a line per item, in order; returns how many failed."""
+    finished: dict[int, Finished[Any]] = {}
+    printed = 0
+    async with session.connect() as mesh:
+        batch = mesh.map(type(tasks[0]), tasks, on_error="return" if keep_going else "raise", **how)
+        with Bar(session.out, "working", total=len(tasks)) as bar:
+            async for entry in batch:
+                finished[entry.index] = entry
+                bar.at(batch.done, f"{batch.failed} failed" if batch.failed else "")
+                while printed in finished:
+                    session.out.document(_line(finished.pop(printed)))
+                    printed += 1
+    return batch.failed
+
+
+def _line(entry: Finished[Any]) -> dict[str, Any]:
+    item = entry.item.model_dump(mode="json")
+    if entry.error is None:
+        return {"item": item, "result": entry.result}
+    return {"item": item, "error": {"type": type(entry.error).__name__, "message": str(entry.error)}}
