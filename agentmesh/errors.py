@@ -57,7 +57,8 @@
     │   ├── StoreLockedError            another process has the file open
     │   └── StoreVersionError           the file was written by a newer agentmesh
     ├── SupervisionError                a process or agent tree
-    │   └── RestartIntensityError
+    │   ├── RestartIntensityError
+    │   └── AlreadyRunningError
     └── Retry, Reject                   raised by task handlers to decide what happens to the task
 
 Errors hold plain fields only, so they survive pickling and travel over the wire
@@ -760,6 +761,19 @@ class RestartIntensityError(SupervisionError):
     def __str__(self) -> str:
         why = f"; last: {self.last}" if self.last else ""
         return f"{self.child} failed again after {self.restarts} restarts in {self.period:g} s{why}"
+
+
+class AlreadyRunningError(SupervisionError):
+    """An `agentmesh up` runs in this folder already; nothing was started."""
+
+    def __init__(self, folder: str, pid: int) -> None:
+        super().__init__(folder, pid)
+        self.folder = folder
+        self.pid = pid
+
+    def __str__(self) -> str:
+        who = f"with pid {self.pid}" if self.pid else "and is just starting"
+        return f"a mesh runs in {self.folder} already, {who}; stop it with: agentmesh down"
 
 
 # ---------------------------------------------------------------- what a task handler may raise
