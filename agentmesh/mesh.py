@@ -11,7 +11,7 @@ or else it starts an embedded one in this process, with the services that `agent
 from __future__ import annotations
 
 import asyncio
-import os
+import builtins
 import sys
 from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass, replace
@@ -239,4 +239,4 @@ async def _connect(options: ConnectOptions) -> Mesh:
 
 
 def _in_notebook() -> bool:
-    return "ipykernel" in sys.modules and os.environ.get("JPY_PARENT_PID") is not None
+    return "ipykernel" in sys.modules and hasattr(builtins, "get_ipython")

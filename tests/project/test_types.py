@@ -28,11 +28,12 @@ async def main() -> None:
         again: str = await ref.ask(Summarise(text="a"))
         async for chunk in ref.stream(Summarise(text="a")):
             piece: str = chunk
+            print(piece)
         job: Job[int] = await mesh.submit(Count(text="a"))
         number: int = await job.result()
         numbers: list[int] = await mesh.map(Count, ["a", "b"])
         plain: str = mesh.sync.ask("writer", Summarise(text="a"))
-        print(summary, again, piece, number, numbers, plain)
+        print(summary, again, number, numbers, plain)
 """
 
 # Each of these lines must be an error.
