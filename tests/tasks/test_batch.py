@@ -79,7 +79,8 @@ async def test_the_first_failure_cancels_the_rest_and_keeps_the_results(stage: S
 
 async def test_cancelling_a_batch_cancels_its_tasks(stage: Stage) -> None:
     await stage.work(slots=3)
-    waiting = asyncio.ensure_future(stage.client.map(Hold, [Hold() for _ in range(10)], to="worker", limit=5))
+    batch = stage.client.map(Hold, [Hold() for _ in range(10)], to="worker", limit=5)
+    waiting = asyncio.ensure_future(batch)
     await stage.handlers.has_started(3)
 
     waiting.cancel()
