@@ -47,9 +47,9 @@ def environment(**more: str) -> dict[str, str]:
     return {**plain, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "200", **more}
 
 
-async def run(*arguments: str, cwd: Path, stdin: str = "", env: dict[str, str] | None = None) -> Ran:
-    """Run `agentmesh arguments…` to its end."""
-    process = await asyncio.create_subprocess_exec(
+async def start(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> asyncio.subprocess.Process:
+    """Start `agentmesh arguments…`."""
+    return await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "agentmesh.cli", *arguments),
         cwd=cwd,
@@ -58,6 +58,10 @@ async def run(*arguments: str, cwd: Path, stdin: str = "", env: dict[str, str] |
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+
+
+async def ended(process: asyncio.subprocess.Process, stdin: str = "") -> Ran:
+    """Wait for the end of a command; it is killed if it does not come."""
     try:
         out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
     finally:
@@ -66,6 +70,11 @@ async def run(*arguments: str, cwd: Path, stdin: str = "", env: dict[str, str] |
             await process.wait()
     assert process.returncode is not None
     return Ran(process.returncode, out.decode(), err.decode())
+
+
+async def run(*arguments: str, cwd: Path, stdin: str = "", env: dict[str, str] | None = None) -> Ran:
+    """Run `agentmesh arguments…` to its end."""
+    return await ended(await start(*arguments, cwd=cwd, env=env), stdin)
 
 
 @pytest.fixture

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 
-from agentmesh import Agent, AgentRef, Event, Prompt, Request, Text, handler
+from agentmesh import Agent, AgentRef, Event, Mesh, Prompt, Request, Text, handler
 from agentmesh.testing import Probe
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, ended, start
 
 Spawn = Callable[..., Awaitable[AgentRef]]
 MakeProbe = Callable[[str], Awaitable[Probe]]
@@ -42,7 +44,11 @@ class Greeter(Agent):
 
     @handler
     async def wait(self, message: Wait) -> str:
-        await asyncio.Event().wait()
+        await self.mesh.publish("waiting.begun", Text(text="begun"))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.mesh.publish("waiting.ended", Text(text="ended"))
         return "never"
 
     @handler
@@ -117,6 +123,21 @@ async def test_an_answer_that_does_not_come_in_time_ends_with_5(cli: Cli, spawn:
 
     assert ran.code == 5
     assert "0.3 s" in ran.err
+
+
+async def test_ctrl_c_ends_with_130_and_stops_the_handler(mesh: Mesh, spawn: Spawn, tmp_path: Path) -> None:
+    await spawn(Greeter)
+    async with aclosing(mesh.listen("waiting.*")) as heard:  # type: ignore[type-var]
+        first = asyncio.ensure_future(anext(heard))
+        address = ("--nats", mesh.url, "--tenant", mesh.subjects.tenant)
+        process = await start("ask", "greeter", "--type", "Wait", "--data", "{}", *address, cwd=tmp_path)
+        assert (await first)[0] == "waiting.begun"
+
+        process.send_signal(signal.SIGINT)
+
+        assert (await anext(heard))[0] == "waiting.ended"
+        ran = await ended(process)
+    assert (ran.code, ran.out, ran.err) == (130, "", "")
 
 
 async def test_an_error_with_json_is_a_document_on_standard_error(cli: Cli, spawn: Spawn) -> None:
