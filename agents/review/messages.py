@@ -63,7 +63,7 @@ class Walk(Task[Listing], priority="high"):
     exclude: tuple[str, ...] = ()
 
 
-class ReviewFile(Task[FileReview], time_limit=240.0, max_attempts=6):
+class ReviewFile(Task[FileReview], time_limit=240.0, max_attempts=12):
     """Run every check on one file."""
 
     root: str

@@ -29,7 +29,7 @@ def write_report(report: Report, directory: Path) -> dict[str, Path]:
     contents = {
         HTML_NAME: render_html(report),
         SARIF_NAME: json.dumps(render_sarif(report), indent=1),
-        JSON_NAME: report.model_dump_json(),
+        JSON_NAME: report.model_dump_json(exclude={"files": {"__all__": {"packed"}}}),
     }
     for name, text in contents.items():
         _replace(directory / name, text)

@@ -1,0 +1,76 @@
+"""Start a review swarm in this process, and ask one for a review."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from agentmesh.agent import Agent
+from agentmesh.agents.review.agents import CodeReview, Deduplicator, FileReviewer, Ranker, Reporter, Walker
+from agentmesh.agents.review.messages import Review
+from agentmesh.agents.review.model import Summary
+from agentmesh.client import Client
+from agentmesh.mesh import Mesh
+from agentmesh.tasks import Job, Progress
+from agentmesh.tools.builtin import python_metrics, radon_complexity, read_file, ruff_check
+from agentmesh.tools.executor import ToolExecutor
+
+AGENTS: tuple[type[Agent], ...] = (Walker, FileReviewer, Deduplicator, Ranker, Reporter, CodeReview)
+TOOLS = (read_file, ruff_check, radon_complexity, python_metrics)
+
+
+@asynccontextmanager
+async def swarm(mesh: Mesh, root: Path, *, reviewers: int = 2) -> AsyncIterator[None]:
+    """The agents and tools of a review in this process, for as long as the block runs.
+
+    Args:
+        mesh: Where they join.
+        root: The directory that the tools may read.
+        reviewers: Replicas of the agent that reviews files.
+    """
+    async with ToolExecutor(mesh.transport, mesh.subjects, [tool.configure(root=root) for tool in TOOLS]):
+        for agent in AGENTS:
+            await mesh.spawn(agent, replicas=reviewers if agent is FileReviewer else 1)
+        yield
+
+
+async def start_review(
+    mesh: Client,
+    root: Path,
+    *,
+    exclude: Iterable[str] = (),
+    output: Path | None = None,
+    task_id: str | None = None,
+) -> Job[Summary]:
+    """Submit a review to the swarm that runs on `mesh`.
+
+    Args:
+        mesh: The connection.
+        root: What to review.
+        exclude: More names of directories to leave out.
+        output: Directory for the report; None writes no files.
+        task_id: An id of your own.
+
+    Raises:
+        FileNotFoundError: There is no such directory here.
+    """
+    task = Review(root=_absolute(root), exclude=tuple(exclude), output=os.path.abspath(output) if output else "")
+    return await mesh.submit(task, to="code-review", task_id=task_id)
+
+
+def _absolute(root: Path) -> str:
+    return str(root.resolve(strict=True))
+
+
+async def follow(job: Job[Summary], on_progress: Callable[[Progress], None]) -> Summary:
+    """Wait for a review, telling how far it is; giving up the wait cancels nothing.
+
+    Raises:
+        TaskError: The review did not complete.
+    """
+    async for event in job:
+        if isinstance(event, Progress):
+            on_progress(event)
+    return await job.result()
