@@ -30,6 +30,8 @@ MAX_BATCH = 512
 Function = Callable[[sqlite3.Connection], Any]
 Outcome = Any
 """What the function returned, or the exception it raised."""
+Work = tuple[Function, Callable[[Outcome], None], int]
+"""What to run, whom to give the outcome, and the bytes it keeps alive while it waits."""
 Runner = Callable[[sqlite3.Connection, Sequence[Function]], list[Outcome]]
 
 
@@ -51,17 +53,6 @@ class BatchConnection(sqlite3.Connection):
             batch(self)
 
 
-class Work:
-    """One operation that waits."""
-
-    __slots__ = ("done", "function", "size")
-
-    def __init__(self, function: Function, done: Callable[[Outcome], None], size: int) -> None:
-        self.function = function
-        self.done = done
-        self.size = size
-
-
 class Lane:
     """One connection and those who wait for it. Made by `open`.
 
@@ -72,8 +63,8 @@ class Lane:
     """
 
     def __init__(self, connection: aiosqlite.Connection, database: BatchConnection, run: Runner) -> None:
-        self.batches = 0
-        """Visits to the thread so far."""
+        self.last_batch = 0
+        """Operations that went along on the last visit to the thread."""
         self._connection = connection
         self._database = database
         self.run = run
@@ -124,7 +115,7 @@ class Lane:
             raise StoreError("the memory store is closed")
         if len(self._waiting) >= CAPACITY or self._bytes + size > CAPACITY_BYTES:
             raise StoreBusyError(len(self._waiting))
-        self._waiting.append(Work(function, done, size))
+        self._waiting.append((function, done, size))
         self._bytes += size
         self._wake.set()
 
@@ -147,21 +138,22 @@ class Lane:
             self._wake.clear()
             while self._waiting:
                 await self._visit()
+                await asyncio.sleep(0)  # those who were just answered may have more, and come along on the next visit
 
     async def _visit(self) -> None:
         """Take along what waits."""
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_BATCH))]
-        self._bytes -= sum(work.size for work in batch)
-        functions = [work.function for work in batch]
+        functions, callbacks, sizes = zip(*batch, strict=True)
+        self._bytes -= sum(sizes)
         outcomes: list[Outcome] = []
         self._database.batch = lambda database: outcomes.extend(self.run(database, functions))
         try:
             await self._connection.commit()
         except Exception as error:  # the edge: nobody in the batch may wait for ever
             outcomes = [failure(error)] * len(batch)
-        self.batches += 1
-        for work, outcome in zip(batch, outcomes, strict=True):
-            work.done(outcome)
+        self.last_batch = len(batch)
+        for done, outcome in zip(callbacks, outcomes, strict=True):
+            done(outcome)
 
 
 def run_each(database: sqlite3.Connection, functions: Sequence[Function]) -> list[Outcome]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -28,6 +28,8 @@ MAX_REPLY = 384 * 1024
 MAX_TTL = 100 * 366 * 86400.0
 MAX_INTEGER = 2**63 - 1
 
+_OF_A_KEY = frozenset({"put", "get", "delete", "append"})
+_OF_A_VALUE = frozenset({"put", "append"})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -39,31 +41,39 @@ def check(operation: str, tenant: str, request: MemoryRequest) -> None:
         InvalidMessageError: A field is missing or makes no sense.
         StoreLimitError: A field is too large.
     """
-    token("tenant", tenant)
-    if operation != "namespaces":
-        token("namespace", request.namespace)
+    _check_scope(tenant, "any" if operation == "namespaces" else request.namespace)
     if request.op_id:
         token("operation id", request.op_id)
-    if operation in ("put", "get", "delete", "append"):
+    if operation in _OF_A_KEY:
         _check_text("key", request.key, MAX_KEY)
         if not request.key:
             raise InvalidMessageError("a record needs a key")
-    if operation in ("put", "append"):
+    if operation in _OF_A_VALUE:
         _check_value(bytes(request.value))
+    if request.tags:
+        _check_tags(request.tags)
     _check_numbers(request)
-    _check_tags(request.tags)
     _check_text("prefix", request.prefix, MAX_KEY)
     _check_text("cursor", request.cursor, MAX_KEY)
     if len(request.query) > MAX_QUERY:
         raise StoreLimitError("the query", len(request.query), MAX_QUERY)
 
 
+@lru_cache(maxsize=4096)
+def _check_scope(tenant: str, namespace: str) -> None:
+    """Remembers good names; a bad one raises every time."""
+    token("tenant", tenant)
+    token("namespace", namespace)
+
+
 def list_length(raw: bytes) -> int | None:
-    """Items of a JSON list; None for anything else."""
-    return len(msgspec.json.decode(raw)) if raw.lstrip()[:1] == b"[" else None
+    """Items of a JSON list without space before it; None for anything else."""
+    return len(msgspec.json.decode(raw)) if raw[:1] == b"[" else None
 
 
 def _check_text(what: str, text: str, limit: int) -> None:
+    if len(text) <= limit and text.isascii() and text.isprintable():  # nearly always
+        return
     if _CONTROL.search(text):
         raise InvalidMessageError(f"the {what} {text[:80]!r} contains a control character or half a character")
     if len(text.encode()) > limit:
@@ -98,7 +108,7 @@ def _check_numbers(request: MemoryRequest) -> None:
         raise InvalidMessageError(f"ttl must be a number of seconds above 0, not {request.ttl}")
     if request.expect is not None and not 0 <= request.expect <= MAX_INTEGER:
         raise InvalidMessageError(f"expect must be a revision, or 0 for no record, not {request.expect}")
-    if not (math.isfinite(request.importance) and 0 <= request.importance <= 1):
+    if not 0 <= request.importance <= 1:  # nor is NaN
         raise InvalidMessageError(f"importance must be between 0.0 and 1.0, not {request.importance}")
     if request.keep is not None and not 1 <= request.keep <= MAX_INTEGER:
         raise InvalidMessageError(f"keep must be 1 or more, not {request.keep}")

@@ -25,7 +25,7 @@ from agentmesh.memory_store.writing import Writer
 
 log = logging.getLogger("agentmesh.memory_store")
 
-INDEX_PERIOD = 0.25
+INDEX_PERIOD = 0.5
 """Seconds after which words are taken up even while the writer is busy."""
 SWEEP_PERIOD = 30.0
 """Seconds between removals of what expired; it is invisible at once."""
@@ -314,7 +314,7 @@ class Store:
     async def _index(self, scope: Scope) -> None:
         """One step even if the writer is busy, all of them if it is not."""
         while await self._writer.call(partial(self._work.index_some, scope=scope)):
-            if self._writer.waiting:
+            if self._writer.last_batch > 1:  # somebody else was along
                 self._written.set()  # the rest comes with the next round
                 return
 

@@ -80,7 +80,7 @@ class Writer:
         self._new_revisions, self._new_scopes = {}, {}
         database.execute("BEGIN IMMEDIATE")
         try:
-            outcomes = [self._attempt(database, function) for function in functions]
+            outcomes = _each(database, functions)
             database.executemany(
                 "INSERT INTO revisions (tenant, revision) VALUES (?, ?)"
                 " ON CONFLICT (tenant) DO UPDATE SET revision = excluded.revision",
@@ -96,14 +96,6 @@ class Writer:
         for scope, complete in self._new_scopes.items():
             (self.unindexed.discard if complete else self.unindexed.add)(scope)
         return outcomes
-
-    @staticmethod
-    def _attempt(database: sqlite3.Connection, function: Function) -> Outcome:
-        """A refusal comes before anything was written, and concerns one operation; any other error ends the batch."""
-        try:
-            return function(database)
-        except StoreError as error:
-            return error
 
     # ------------------------------------------------------------ operations
     def apply(self, database: sqlite3.Connection, operation: str, tenant: str, request: MemoryRequest) -> Any:
@@ -130,7 +122,7 @@ class Writer:
     def _put(self, database: sqlite3.Connection, tenant: str, request: MemoryRequest) -> Written:
         if request.expect is not None:
             self._find(database, tenant, request)
-        raw = bytes(request.value)
+        raw = bytes(request.value).strip()
         return self._store(database, tenant, request, raw, list_length(raw))
 
     def _append(self, database: sqlite3.Connection, tenant: str, request: MemoryRequest) -> Written:
@@ -206,16 +198,13 @@ class Writer:
     ) -> Written:
         """Write a whole record over what is there."""
         revision = self._next_revision(database, tenant)
-        database.execute(
-            _PUT,
-            (
-                *(tenant, request.namespace, request.key),
-                *(raw.decode(), len(raw), length, revision, self._now, self._now),
-                None if request.ttl is None else self._now + request.ttl,
-                *(request.kind, tags_column(request.tags), request.importance),
-            ),
-        )
-        self._new_scopes[tenant, request.namespace] = False
+        now = self._now
+        expires_at = None if request.ttl is None else now + request.ttl
+        scope = (tenant, request.namespace)
+        times = (now, now, expires_at)
+        about = (request.kind, tags_column(request.tags), request.importance)
+        database.execute(_PUT, (*scope, request.key, raw.decode(), len(raw), length, revision, *times, *about))
+        self._new_scopes[scope] = False
         return Written(revision, length)
 
     def _next_revision(self, database: sqlite3.Connection, tenant: str) -> int:
@@ -225,6 +214,17 @@ class Writer:
             last = int(row[0]) if row else 0
         self._new_revisions[tenant] = last + 1
         return last + 1
+
+
+def _each(database: sqlite3.Connection, functions: Sequence[Function]) -> list[Outcome]:
+    """A refusal comes before anything was written, and concerns one operation; any other error ends the batch."""
+    outcomes: list[Outcome] = []
+    for function in functions:
+        try:
+            outcomes.append(function(database))
+        except StoreError as error:
+            outcomes.append(error)
+    return outcomes
 
 
 def _remove(database: sqlite3.Connection, ids: Sequence[tuple[int]]) -> None:
