@@ -41,8 +41,6 @@ ESCALATED = 70
 KILLED = 130
 """Exit code: somebody did not want to wait for the drain."""
 
-_OURS = {__file__, host.__file__, cell.__file__}
-
 
 class NodeAgent(msgspec.Struct, omit_defaults=True):
     """An agent of which this node hosts one or more replicas."""
@@ -263,9 +261,8 @@ class Node:
 def user_traceback(error: BaseException) -> str:
     """The traceback of an error without the frames of agentmesh and of Python's import machinery before the user's."""
     frames = traceback.extract_tb(error.__traceback__)
-    while frames and (
-        frames[0].filename.startswith(("<frozen importlib", _PACKAGE)) or "/importlib/" in frames[0].filename
-    ):
+    ours = (__file__, host.__file__, cell.__file__)
+    while frames and (frames[0].filename in ours or "importlib" in frames[0].filename):
         frames.pop(0)
     lines = traceback.format_exception_only(error)
     if frames:

@@ -54,12 +54,14 @@ class Launch:
 
 
 class ProcessChild:
-    """A running process; made by `start`."""
+    """A process; up once `start` or `begin` has returned."""
 
     def __init__(self, launch: Launch) -> None:
         self.name = launch.name
         self.said: Fields = {}
         """Its ready line."""
+        self.forced = False
+        """It did not end within the time that `stop` gave it, and was killed."""
         self._launch = launch
         self._is_ready = False
         self._up = asyncio.Event()  # it is ready, or it ended
@@ -71,26 +73,31 @@ class ProcessChild:
 
     @classmethod
     async def start(cls, launch: Launch) -> ProcessChild:
+        """Make one and `begin`."""
+        child = cls(launch)
+        await child.begin()
+        return child
+
+    async def begin(self) -> None:
         """Start it and wait until it is up. When this is cancelled or fails, the process is gone.
 
         Raises:
             SupervisionError: It cannot be run, ended before it was up, or was not up in time; with its last lines.
         """
-        child = cls(launch)
+        timeout = self._launch.ready_timeout
         try:
-            await child._begin()
-            async with asyncio.timeout(launch.ready_timeout):
-                await child._up.wait()
+            await self._open()
+            async with asyncio.timeout(timeout):
+                await self._up.wait()
         except TimeoutError:
-            await child.kill()
-            raise SupervisionError(child._why(f"was not ready within {launch.ready_timeout:g} s")) from None
+            await self.kill()
+            raise SupervisionError(self._why(f"was not ready within {timeout:g} s")) from None
         except BaseException:
-            await asyncio.shield(child.kill())
+            await asyncio.shield(self.kill())
             raise
-        if not child._is_ready:
-            await child._drain()
-            raise SupervisionError(child._why(f"ended with {_how(child._ended.result())} before it was ready"))
-        return child
+        if not self._is_ready:
+            await self._drain()
+            raise SupervisionError(self._why(f"ended with {_how(self._ended.result())} before it was ready"))
 
     @property
     def pid(self) -> int:
@@ -111,6 +118,7 @@ class ProcessChild:
         if self.alive and timeout > 0:
             self.signal(signal.SIGTERM)
             await asyncio.wait([self._ended], timeout=timeout)
+        self.forced = self.alive
         await self.kill()
 
     async def kill(self) -> None:
@@ -118,9 +126,14 @@ class ProcessChild:
         if self._process is None:
             return
         if self.alive:
-            kill_group(self.pid)
+            self.kill_now()
             await asyncio.wait([self._ended], timeout=KILL_WAIT)
         await self._drain()
+
+    def kill_now(self) -> None:
+        """SIGKILL to it and its group, without waiting."""
+        if self.alive:
+            kill_group(self.pid)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process alone; nothing happens when it has ended."""
@@ -128,7 +141,7 @@ class ProcessChild:
             self._process.send_signal(number)
 
     # ------------------------------------------------------------ inside
-    async def _begin(self) -> None:
+    async def _open(self) -> None:
         process = self._process = self._fork()
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._reap, args=(process, loop), name=f"reap {self.name}", daemon=True).start()

@@ -1,0 +1,431 @@
+"""The processes of a mesh and the agents in them: started, scaled, restarted, replaced, and watched."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from agentmesh.errors import AgentMeshError, ConfigError, NoSuchAgentError, SupervisionError
+from agentmesh.registry import PRESENCE, AgentInfo, near_misses
+from agentmesh.subjects import Subjects
+from agentmesh.supervisor import ChildSpec, ProcessChild, RestartPolicy, Supervisor, SupervisorEvent
+from agentmesh.supervisor.control import call
+from agentmesh.supervisor.process import Fields
+from agentmesh.transport import Message, Subscription, Transport
+from agentmesh.up.events import AgentState, Reloaded, Restarted, ServiceReady, UpEvent, Warned
+from agentmesh.up.members import Kind, Launches, Member
+from agentmesh.up.placement import NodePlan, copied, node_agent, own_node, place
+from agentmesh.up.plan import AgentPlan, UpPlan
+
+CONTROL_TIMEOUT = 30.0
+"""Seconds a node gets to start or stop a replica."""
+
+MEMORY_GRACE = 10.0
+TOOLS_GRACE = 10.0
+"""Seconds for what is under way when they stop."""
+
+MAX_REPLICAS = 1024
+
+_infos = msgspec.json.Decoder(list[AgentInfo])
+
+
+class Fleet:
+    """See the module.
+
+    Args:
+        plan: What is to run.
+        transport: The connection of the root process.
+        url: Of the broker, for the processes.
+        suffix: Added to the names of nodes, which must be unique at the broker.
+        emit: Called with everything that happens.
+        on_line: Called with the process and each line it prints.
+    """
+
+    def __init__(
+        self,
+        plan: UpPlan,
+        transport: Transport,
+        url: str,
+        *,
+        suffix: str,
+        emit: Callable[[UpEvent], None],
+        on_line: Callable[[str, str], None],
+    ) -> None:
+        self.plan = plan
+        self.agents = {agent.name: agent for agent in plan.agents}
+        self.members: dict[str, Member] = {}
+        self.nodes: dict[str, NodePlan] = {}
+        self.finished = 0
+        """Messages and tasks that were finished by nodes which were told to stop."""
+        self.given_back = 0
+        """Those that were not."""
+        self._transport = transport
+        self._subjects = Subjects(plan.tenant)
+        self._suffix = suffix
+        self._emit = emit
+        self._launches = Launches(plan, url, on_line, self._on_fields)
+        self._groups = {
+            kind: Supervisor(kind, policy=RestartPolicy(max_restarts=0), parallel=True) for kind in ("tools", "nodes")
+        }
+        self._states: dict[tuple[str, int, str], tuple[str, str]] = {}
+        self._messages: dict[str, tuple[str, ...]] = {}
+        self._problems: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
+        self._retired: set[str] = set()
+        self._generations: dict[str, int] = {}
+        self._presence: Subscription | None = None
+        self._changing = asyncio.Lock()
+
+    # ------------------------------------------------------------ start and stop
+    async def start(self, tree: Supervisor, memory_path: str) -> None:
+        """Start everything at once, as children of `tree`. What cannot start is reported, and the rest runs."""
+        self._presence = await self._transport.subscribe(self._subjects.control(PRESENCE), self._on_presence)
+        starts = []
+        if self.plan.memory.enabled:
+            memory = self._member("memory", "memory", lambda: self._launches.memory("memory", memory_path))
+            starts.append(tree.add(memory.spec()))
+        tools = [
+            self._member("tools", f"tools-{number}", lambda name=f"tools-{number}": self._launches.tools(name))
+            for number in range(1, self.plan.tools.executors + 1)
+            if self.plan.tools.targets
+        ]
+        starts.append(tree.add(self._group("tools", tools)))
+        for node in place(self.plan, self._suffix):
+            self._node(node)
+        nodes = [member for member in self.members.values() if member.kind == "node"]
+        starts.append(tree.add(self._group("nodes", nodes)))
+        await asyncio.gather(*starts)
+
+    async def stop(self, tree: Supervisor) -> None:
+        """Stop everything in the reverse order: nodes first, so that what they finish finds its tools and memory."""
+        self._retired.update(self.members)
+        there = {child.name for child in tree.children()}
+        for name in ("nodes", "tools", "memory"):
+            if name in there:
+                await tree.remove(name)
+        if self._presence is not None:
+            await self._presence.unsubscribe()
+
+    def kill(self) -> None:
+        """End every process at once."""
+        for member in self.members.values():
+            member.kill()
+
+    @property
+    def forced(self) -> bool:
+        """Whether a process had to be killed because it did not stop."""
+        return any(member.process is not None and member.process.forced for member in self.members.values())
+
+    def _group(self, kind: str, members: list[Member]) -> ChildSpec:
+        async def start() -> Supervisor:
+            await asyncio.gather(*(self._groups[kind].add(member.spec()) for member in members))
+            return self._groups[kind]
+
+        return ChildSpec(kind, start, shutdown_timeout=math.inf)
+
+    def _member(self, kind: Kind, name: str, launch: Callable[[], Any]) -> Member:
+        graces = {"memory": MEMORY_GRACE, "tools": TOOLS_GRACE, "node": self.plan.grace}
+        member = self.members[name] = Member(
+            kind,
+            name,
+            launch,
+            policy=self.plan.process_policy,
+            grace=graces[kind],
+            on_event=self._on_event,
+            on_started=self._on_started,
+        )
+        return member
+
+    def _node(self, node: NodePlan) -> Member:
+        self.nodes[node.name] = node
+        return self._member("node", node.name, lambda: self._launches.node(self.nodes[node.name]))
+
+    # ------------------------------------------------------------ what is there
+    def count(self) -> tuple[int, int]:
+        """Agents with a replica that is ready, and agents without one though some are wanted."""
+        ready = {name for (name, _, _), (state, _) in self._states.items() if state == "ready"}
+        wanted = {entry.name for node in self.nodes.values() for entry in node.agents}
+        return len(ready), len(wanted - ready)
+
+    def replicas(self, agent: str) -> dict[int, str]:
+        """Where each replica of an agent is to run."""
+        return {replica: node.name for node in self.nodes.values() for replica in node.replicas(agent)}
+
+    def table(self) -> list[dict[str, Any]]:
+        """The processes."""
+        return [
+            {
+                "name": member.name,
+                "kind": member.kind,
+                "pid": member.pid,
+                "state": member.state,
+                "restarts": member.restarts,
+                "started_at": member.started_at,
+                "agents": {e.name: e.replicas for e in self.nodes[name].agents} if name in self.nodes else {},
+            }
+            for name, member in self.members.items()
+        ]
+
+    # ------------------------------------------------------------ scale
+    async def scale(self, name: str, replicas: int) -> str:
+        """Run that many replicas of an agent; those with the highest numbers go first.
+
+        Returns:
+            What went wrong when a new replica was started; empty if nothing did.
+
+        Raises:
+            NoSuchAgentError: The plan has no such agent.
+            ConfigError: Not a sensible number.
+        """
+        agent = self._agent(name)
+        if not 0 <= replicas <= MAX_REPLICAS:
+            raise ConfigError("replicas", f"{replicas}: expected 0 to {MAX_REPLICAS}")
+        async with self._changing:
+            here = self.replicas(name)
+            surplus = sorted(here, reverse=True)[: max(0, len(here) - replicas)]
+            await asyncio.gather(*(self._drop(agent, replica, here[replica]) for replica in surplus))
+            free = (number for number in range(1, MAX_REPLICAS * 2) if number not in here)
+            missing = [next(free) for _ in range(replicas - len(here))]
+            problems = [await self._add(agent, replica) for replica in missing]
+        return next(filter(None, problems), "")
+
+    async def _add(self, agent: AgentPlan, replica: int) -> str:
+        shared = [node for node in self.nodes.values() if node.shared]
+        if agent.isolation == "process" or (len(shared) < self.plan.nodes and all(node.load() for node in shared)):
+            if agent.isolation == "process":
+                node = own_node(agent, replica, self._suffix)
+            else:
+                node = NodePlan(self._free_name(), [node_agent(agent, [replica])])
+            await self._groups["nodes"].add(self._node(node).spec())
+            return self._problems.get(agent.name, "")
+        node = min(shared, key=lambda candidate: (len(candidate.replicas(agent.name)), candidate.load()))
+        node.add(agent, replica)
+        answer = await self._tell_node(node.name, "spawn", agent=msgspec.to_builtins(node_agent(agent, [replica])))
+        return str(answer.get("problem", ""))
+
+    async def _drop(self, agent: AgentPlan, replica: int, where: str) -> None:
+        node = self.nodes[where]
+        node.drop(agent.name, replica)
+        if node.shared:
+            await self._tell_node(where, "stop", name=agent.name, replica=replica)
+            self._note(agent.name, replica, where, "stopped", "")
+        else:
+            await self._retire(where)
+
+    async def _tell_node(self, node: str, op: str, **arguments: Any) -> dict[str, Any]:
+        """Ask a node to do something. One that is just restarting comes back with its new plan: that does it too."""
+        if self.members[node].state != "running":
+            return {}
+        return await call(self._transport, self._subjects.node_control(node), op, timeout=CONTROL_TIMEOUT, **arguments)
+
+    def _free_name(self) -> str:
+        names = (f"node-{number}{self._suffix}" for number in range(1, MAX_REPLICAS))
+        return next(name for name in names if name not in self.nodes)
+
+    def _agent(self, name: str) -> AgentPlan:
+        agent = self.agents.get(name)
+        if agent is None:
+            raise NoSuchAgentError(name, near_misses(name, self.agents))
+        return agent
+
+    # ------------------------------------------------------------ restart
+    async def restart(self, name: str) -> str:
+        """Restart an agent, or a process by its name. Replicas go one after the other.
+
+        Returns:
+            What went wrong; empty if nothing did.
+
+        Raises:
+            NoSuchAgentError: There is neither an agent nor a process of that name.
+            SupervisionError: The process cannot start.
+        """
+        async with self._changing:
+            if name in self.members:
+                await self._restart_member(self.members[name])
+                return ""
+            if name not in self.agents:
+                raise NoSuchAgentError(name, near_misses(name, [*self.agents, *self.members]))
+            self._problems.pop(name, None)
+            for where in sorted(set(self.replicas(name).values())):
+                member, node = self.members[where], self.nodes[where]
+                if node.shared and member.state == "running":
+                    answer = await self._tell_node(where, "restart", name=name)
+                    if answer.get("problem"):
+                        return str(answer["problem"])
+                else:
+                    await self._restart_member(member)
+        return self._problems.get(name, "")
+
+    async def _restart_member(self, member: Member) -> None:
+        self._reasons[member.name] = "asked for"
+        if member.state != "failed":
+            await member.restart()
+            return
+        if member.kind == "memory":
+            raise SupervisionError("the memory service has given up; start the mesh again")
+        await self._groups["nodes" if member.kind == "node" else "tools"].add(member.spec(patient=False))
+
+    # ------------------------------------------------------------ reload
+    async def reload(self, files: Iterable[str] | None = None) -> Reloaded | None:
+        """Replace the nodes whose code is in `files` (None: all nodes); nothing is lost on the way.
+
+        For each node a new process is started. When it is ready the old one takes no more messages, finishes those it
+        has, and ends. If the new one cannot run what the old one runs, the old one stays.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        async with self._changing:
+            changed = None if files is None else set(files)
+            nodes = [name for name in self.nodes if changed is None or self._concerns(name, changed)]
+            if not nodes:
+                return None
+            self._problems.clear()
+            problems = await asyncio.gather(*(self._replace(name) for name in nodes))
+        agents = {entry.name for name in nodes for entry in self.nodes[self._current(name)].agents}
+        event = Reloaded(
+            files=tuple(sorted(changed or ())),
+            nodes=tuple(self._current(name) for name, problem in zip(nodes, problems, strict=True) if not problem),
+            agents=tuple(sorted(agents)),
+            seconds=loop.time() - began,
+            problem=next(filter(None, problems), ""),
+        )
+        self._emit(event)
+        return event
+
+    def _concerns(self, name: str, changed: set[str]) -> bool:
+        """Whether a node runs code of these files. What failed to load may need any of them."""
+        process = self.members[name].process
+        if process is None or not process.alive or process.said.get("problems"):
+            return True
+        files = process.said.get("files")
+        return isinstance(files, list) and not changed.isdisjoint(files)
+
+    async def _replace(self, name: str) -> str:
+        """Start a successor of a node and retire the node; or say why it stays."""
+        base = self._base(name)
+        self._generations[base] = self._generations.get(base, 1) + 1
+        node = copied(self.nodes[name], f"{base}-r{self._generations[base]}")
+        old = self.members[name].process
+        broken_before = set(_problems_of(old)) if old is not None and old.alive else set(self.agents)
+        member = self._node(node)
+        try:
+            await self._groups["nodes"].add(member.spec(patient=False))
+            problems = _problems_of(member.process)
+        except AgentMeshError as error:
+            self._forget(node.name)
+            return str(error)
+        newly_broken = [text for agent, text in problems.items() if agent not in broken_before]
+        if newly_broken:
+            await self._retire(node.name)
+            return newly_broken[0]
+        await self._retire(name)
+        return next(iter(problems.values()), "")
+
+    async def _retire(self, name: str) -> None:
+        """Drain a node and forget it."""
+        self._retired.add(name)
+        if any(child.name == name for child in self._groups["nodes"].children()):
+            await self._groups["nodes"].remove(name)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        for agent, replica, node in list(self._states):
+            if node == name:
+                self._note(agent, replica, node, "stopped", "")
+                del self._states[agent, replica, node]
+        self.nodes.pop(name, None)
+        self.members.pop(name, None)
+
+    def _base(self, name: str) -> str:
+        base, found, number = name.rpartition("-r")
+        return base if found and number.isdigit() and base in self._generations else name
+
+    def _current(self, name: str) -> str:
+        base = self._base(name)
+        return next((node for node in self.nodes if self._base(node) == base), name)
+
+    # ------------------------------------------------------------ what the processes tell
+    def _on_event(self, member: Member, event: SupervisorEvent) -> None:
+        if event.kind == "exited" and member.name not in self._retired:
+            self._reasons[member.name] = event.detail
+            if member.started_at is None:
+                self._emit(Warned(source=member.name, text=event.detail, hint="it is tried again"))
+            self._note_all(member.name, "restarting", event.detail.splitlines()[0])
+        elif event.kind == "started" and event.restarts:
+            reason = self._reasons.pop(member.name, "")
+            self._emit(Restarted(process=member.name, reason=reason, restarts=event.restarts))
+        elif event.kind == "gave_up":
+            hint = f"fix it, then: agentmesh restart {member.name}"
+            text = f"failed more often than {self.plan.process_policy.max_restarts} times: {event.detail}"
+            self._emit(Warned(source=member.name, text=text, hint=hint))
+            self._note_all(member.name, "failed", event.detail.splitlines()[0])
+
+    def _on_started(self, member: Member, process: ProcessChild) -> None:
+        self._emit(ServiceReady(service=member.kind, process=member.name, pid=process.pid))
+        for entry in msgspec.convert(process.said.get("agents", []), list[AgentInfo]):
+            self._messages[entry.name] = _names(entry) or self._messages.get(entry.name, ())
+            self._note_info(entry)
+        for agent, problem in _problems_of(process).items():
+            if self._problems.get(agent) != problem:
+                self._problems[agent] = problem
+                self._emit(Warned(source=agent, text=problem, hint=f"fix it, then: agentmesh restart {agent}"))
+
+    def _on_fields(self, name: str, fields: Fields) -> None:
+        if fields.get("event") == "drained":
+            self.finished += int(str(fields.get("finished", 0)))
+            self.given_back += int(str(fields.get("given_back", 0)))
+        elif fields.get("event") == "agent" and name in self.nodes:
+            agent = str(fields.get("name"))
+            for replica in self.nodes[name].replicas(agent):
+                self._note(agent, replica, name, str(fields.get("state")), str(fields.get("problem", "")))
+
+    def _on_presence(self, message: Message) -> None:
+        try:
+            infos = _infos.decode(message.data)
+        except msgspec.MsgspecError:
+            return  # somebody else's; those of our nodes are well-formed
+        for info in infos:
+            if info.node in self.nodes:
+                self._note_info(info)
+
+    def _note_info(self, info: AgentInfo) -> None:
+        broken = info.state == "failed" and not info.started_at  # it could not even be made: none of its replicas
+        replicas = self.nodes[info.node].replicas(info.name) if broken else [info.replica]
+        for replica in replicas:
+            self._note(info.name, replica, info.node, info.state, info.problem)
+
+    def _note_all(self, node: str, state: str, problem: str) -> None:
+        for entry in self.nodes[node].agents if node in self.nodes else ():
+            for replica in entry.replicas:
+                self._note(entry.name, replica, node, state, problem)
+
+    def _note(self, agent: str, replica: int, node: str, state: str, problem: str) -> None:
+        if self._states.get((agent, replica, node)) == (state, problem):
+            return
+        self._states[agent, replica, node] = (state, problem)
+        plan = self.agents.get(agent)
+        self._emit(
+            AgentState(
+                name=agent,
+                replica=replica,
+                node=node,
+                state=state,
+                problem=problem,
+                isolation=plan.isolation if plan else "shared",
+                messages=self._messages.get(agent, ()),
+            )
+        )
+
+
+def _problems_of(process: ProcessChild | None) -> dict[str, str]:
+    """What went wrong with agents when the node started, by agent."""
+    problems = process.said.get("problems") if process is not None else None
+    return {str(agent): str(text) for agent, text in problems.items()} if isinstance(problems, dict) else {}
+
+
+def _names(info: AgentInfo) -> tuple[str, ...]:
+    return tuple(f"{message.name}{'*' if message.kind == 'stream' else ''}" for message in info.messages)

@@ -1,0 +1,98 @@
+"""Which replica runs in which process."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from agentmesh.node import NodeAgent
+from agentmesh.up.plan import AgentPlan, UpPlan
+
+
+@dataclass
+class NodePlan:
+    """One node process."""
+
+    name: str
+    agents: list[NodeAgent] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    shared: bool = True
+    """It may get further replicas of any agent that shares."""
+
+    def replicas(self, agent: str) -> list[int]:
+        """Numbers of the agent's replicas here."""
+        return next((entry.replicas for entry in self.agents if entry.name == agent), [])
+
+    def load(self) -> int:
+        """Replicas of all agents here."""
+        return sum(len(entry.replicas) for entry in self.agents)
+
+    def add(self, plan: AgentPlan, replica: int) -> None:
+        """Put one more replica here."""
+        for entry in self.agents:
+            if entry.name == plan.name:
+                entry.replicas = sorted({*entry.replicas, replica})
+                return
+        self.agents.append(node_agent(plan, [replica]))
+
+    def drop(self, agent: str, replica: int) -> None:
+        """Take one replica away."""
+        for entry in list(self.agents):
+            if entry.name == agent:
+                entry.replicas = [number for number in entry.replicas if number != replica]
+                if not entry.replicas:
+                    self.agents.remove(entry)
+
+
+def node_agent(plan: AgentPlan, replicas: Iterable[int]) -> NodeAgent:
+    """An agent as its node is told of it."""
+    return NodeAgent(
+        name=plan.name,
+        target=plan.target,
+        replicas=list(replicas),
+        args=list(plan.args),
+        kwargs=dict(plan.kwargs),
+        concurrency=plan.concurrency,
+        prefetch=plan.prefetch,
+        mailbox_size=plan.mailbox_size,
+        overflow=plan.overflow,
+        restart=plan.restart,
+    )
+
+
+def place(plan: UpPlan, suffix: str = "") -> list[NodePlan]:
+    """The nodes of a plan: replicas that share go round the shared nodes, the others get a process each.
+
+    Args:
+        plan: The plan.
+        suffix: Added to the names of nodes, which must be unique at the broker.
+    """
+    sharing = [agent for agent in plan.agents if agent.isolation == "shared"]
+    wanted = max(1, sum(agent.replicas for agent in sharing)) if sharing else 0
+    shared = [NodePlan(f"node-{number}{suffix}") for number in range(1, min(plan.nodes, wanted) + 1)]
+    turn = itertools.cycle(shared)
+    for agent in sharing:
+        for replica in range(1, agent.replicas + 1):
+            next(turn).add(agent, replica)
+    own = [
+        own_node(agent, replica, suffix)
+        for agent in plan.agents
+        if agent.isolation == "process"
+        for replica in range(1, agent.replicas + 1)
+    ]
+    return [*shared, *own]
+
+
+def own_node(agent: AgentPlan, replica: int, suffix: str = "") -> NodePlan:
+    """The process of one replica that does not share."""
+    name = f"{agent.name[:40]}.{replica}{suffix}".replace(".", "-own-" if agent.name == "node" else "-")
+    return NodePlan(name, [node_agent(agent, [replica])], dict(agent.env), shared=False)
+
+
+def copied(node: NodePlan, name: str) -> NodePlan:
+    """The same node under another name."""
+    agents = [msgspec.structs.replace(entry, replicas=list(entry.replicas)) for entry in node.agents]
+    return NodePlan(name, agents, dict(node.env), node.shared)

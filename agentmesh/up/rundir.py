@@ -1,0 +1,84 @@
+"""The run directory: one `agentmesh up` at a time, and where to find it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from agentmesh import runfile
+from agentmesh.errors import AlreadyRunningError, ConfigError
+from agentmesh.runfile import RunFile
+
+LOCK = "up.lock"
+
+
+class RunLock:
+    """Held for as long as this process runs the mesh of a folder. The kernel lets go of it however the process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._fd = -1
+
+    def acquire(self) -> None:
+        """Take it, and remove what a killed mesh left behind.
+
+        Raises:
+            AlreadyRunningError: Another process holds it.
+            ConfigError: The folder cannot be written to.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError("run_dir", f"cannot write to {str(self._folder)!r}: {error.strerror}") from error
+        give_up = time.monotonic() + 0.2  # `holder` has it for a moment when it looks
+        while not _try(fd, fcntl.LOCK_EX):
+            if time.monotonic() > give_up:
+                os.close(fd)
+                raise AlreadyRunningError(str(self._folder), _written(self._folder))
+            time.sleep(0.02)
+        self._fd = fd
+        os.ftruncate(fd, 0)
+        os.write(fd, str(os.getpid()).encode())
+        runfile.remove(self._folder)
+
+    def release(self) -> None:
+        """Let go of it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def holder(folder: Path) -> int | None:
+    """Pid of the process that runs the mesh of this folder (0: it is just starting); None if nobody does."""
+    try:
+        fd = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return None if _try(fd, fcntl.LOCK_SH) else _written(folder)
+    finally:
+        os.close(fd)
+
+
+def running(folder: Path) -> RunFile | None:
+    """The mesh that runs in this folder and is ready."""
+    found = runfile.read(folder)
+    return found if found is not None and found.pid == holder(folder) else None
+
+
+def _try(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _written(folder: Path) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int((folder / LOCK).read_text())
+    return 0

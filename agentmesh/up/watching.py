@@ -1,0 +1,64 @@
+"""Which source files change: told by the system if watchfiles is installed, else looked up twice a second."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from pathlib import Path
+
+POLL_PERIOD = 0.5
+"""Seconds between looks."""
+
+_SKIPPED = {"__pycache__", "node_modules", "site-packages"}
+
+
+async def changes(folders: Sequence[str]) -> AsyncIterator[set[str]]:
+    """Absolute paths of Python files in `folders` that were changed, made or removed, as they happen."""
+    try:
+        from watchfiles import PythonFilter, awatch
+    except ImportError:
+        async for files in polled(folders):
+            yield files
+        return
+    async for batch in awatch(*folders, watch_filter=PythonFilter(), stop_event=asyncio.Event()):
+        yield {str(Path(path).resolve()) for _, path in batch if not _hidden(path, folders)}
+
+
+async def polled(folders: Sequence[str], period: float = POLL_PERIOD) -> AsyncIterator[set[str]]:
+    """Like `changes`, by looking at the times of all files every `period` seconds."""
+    before = await asyncio.to_thread(_stamps, folders)
+    while True:
+        await asyncio.sleep(period)
+        after = await asyncio.to_thread(_stamps, folders)
+        changed = {path for path, _ in before.items() ^ after.items()}
+        if changed:
+            yield changed
+        before = after
+
+
+def _stamps(folders: Iterable[str]) -> dict[str, tuple[int, int]]:
+    found = {}
+    for path in _sources(folders):
+        try:
+            status = path.stat()
+        except OSError:  # removed since it was listed
+            continue
+        found[str(path.resolve())] = (status.st_mtime_ns, status.st_size)
+    return found
+
+
+def _sources(folders: Iterable[str]) -> Iterator[Path]:
+    for top in folders:
+        for folder, inside, files in os.walk(top):
+            inside[:] = [name for name in inside if not name.startswith(".") and name not in _SKIPPED]
+            yield from (Path(folder, name) for name in files if name.endswith(".py"))
+
+
+def _hidden(path: str, folders: Iterable[str]) -> bool:
+    """Whether it lies in a folder that `_sources` would not look into."""
+    for top in folders:
+        if path.startswith(f"{top}{os.sep}"):
+            parts = Path(path).relative_to(top).parts[:-1]
+            return any(part.startswith(".") or part in _SKIPPED for part in parts)
+    return False
