@@ -89,7 +89,7 @@ def down(folder: Path, *, timeout: float = 30.0, force: bool = False) -> Down:
         return Down(pid, stopped=holder(folder) is None)
     if not force and _gone(folder, timeout):
         return Down(pid, stopped=True)
-    _signal(pid, signal.SIGTERM)  # the second one kills its processes
+    _signal(pid, signal.SIGINT)  # the second signal kills; another one, since two of the same may become one
     if not _gone(folder, 5.0):
         _signal(pid, signal.SIGKILL)  # they notice it by themselves
     return Down(pid, stopped=_gone(folder, 5.0), killed=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -89,7 +90,7 @@ class Fleet:
             memory = self._member("memory", "memory", lambda: self._launches.memory("memory", memory_path))
             starts.append(tree.add(memory.spec()))
         tools = [
-            self._member("tools", f"tools-{number}", lambda name=f"tools-{number}": self._launches.tools(name))
+            self._member("tools", f"tools-{number}", partial(self._launches.tools, f"tools-{number}"))
             for number in range(1, self.plan.tools.executors + 1)
             if self.plan.tools.targets
         ]
@@ -389,8 +390,9 @@ class Fleet:
         except msgspec.MsgspecError:
             return  # somebody else's; those of our nodes are well-formed
         for info in infos:
-            if info.node in self.nodes:
-                self._note_info(info)
+            member = self.members.get(info.node)
+            if info.node in self.nodes and member and member.process and member.process.said:
+                self._note_info(info)  # before that its ready line will tell more
 
     def _note_info(self, info: AgentInfo) -> None:
         broken = info.state == "failed" and not info.started_at  # it could not even be made: none of its replicas

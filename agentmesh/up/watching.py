@@ -22,7 +22,7 @@ async def changes(folders: Sequence[str]) -> AsyncIterator[set[str]]:
             yield files
         return
     async for batch in awatch(*folders, watch_filter=PythonFilter(), stop_event=asyncio.Event()):
-        yield {str(Path(path).resolve()) for _, path in batch if not _hidden(path, folders)}
+        yield {os.path.realpath(path) for _, path in batch if not _hidden(path, folders)}
 
 
 async def polled(folders: Sequence[str], period: float = POLL_PERIOD) -> AsyncIterator[set[str]]:
