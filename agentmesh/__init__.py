@@ -7,7 +7,7 @@ from agentmesh.mesh import Mesh, connect
 from agentmesh.messages import Event, Prompt, Request, Task, Text
 from agentmesh.refs import AgentRef
 from agentmesh.sync import SyncMesh
-from agentmesh.tasks import Batch, Chunk, Job, Progress, TaskContext
+from agentmesh.tasks import Batch, Chunk, Job, Progress, Restarted, TaskContext
 from agentmesh.tool import Tool, tool
 from agentmesh.version import __version__
 
@@ -26,6 +26,7 @@ __all__ = [
     "Prompt",
     "Reject",
     "Request",
+    "Restarted",
     "Retry",
     "SyncMesh",
     "Task",
