@@ -60,7 +60,7 @@ class MemoryRequest(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=Tr
     """Only for the bare subject `ai.agent.memory.T`; elsewhere it is the last token of the subject."""
     namespace: str = ""
     op_id: str = ""
-    """Id of a write: repeated with the same id within 15 minutes it is not done again, and has the same outcome."""
+    """Id of a write: repeated with the same id within five minutes it is not done again, and has the same outcome."""
     key: str = ""
     value: msgspec.Raw = NO_VALUE
     """What `put` stores or `append` adds."""
@@ -156,7 +156,8 @@ class Memory:
         transport: The connection.
         subjects: Whose memory.
         namespace: Usually an agent's name.
-        timeout: Seconds a call may take, repetitions included.
+        timeout: Seconds a call may take, repetitions included; a write repeated for more than five minutes might be
+            done twice.
     """
 
     def __init__(self, transport: Transport, subjects: Subjects, namespace: str, *, timeout: float = 5.0) -> None:

@@ -150,7 +150,7 @@ class Lane:
         try:
             await self._connection.commit()
         except Exception as error:  # the edge: nobody in the batch may wait for ever
-            outcomes = [failure(error)] * len(batch)
+            outcomes = failures(error, len(batch))
         self.last_batch = len(batch)
         for done, outcome in zip(callbacks, outcomes, strict=True):
             done(outcome)
@@ -168,13 +168,17 @@ def attempt(database: sqlite3.Connection, function: Function) -> Outcome:
     except AgentMeshError as error:
         return error
     except Exception as error:  # the edge: whoever waits gets it, and the connection goes on
-        return failure(error)
+        return failures(error, 1)[0]
 
 
-def failure(error: Exception) -> StoreError:
-    """What a caller sees of an error nobody foresaw; the rest is in the log."""
-    log.error("an operation failed", exc_info=error)
-    return StoreError(f"the memory store failed: {type(error).__name__}: {error}")
+def failures(error: Exception, count: int) -> list[Outcome]:
+    """What `count` callers see of an error that none of them caused or nobody foresaw; the rest is in the log."""
+    if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+        problem = "another program keeps the memory file locked for writing; nothing was done, try again later"
+    else:
+        problem = f"the memory store failed, nothing was done: {type(error).__name__}: {error}"
+    log.error("%d operations failed: %s", count, problem, exc_info=error)
+    return [StoreError(problem) for _ in range(count)]
 
 
 def settle(future: asyncio.Future[Any], outcome: Outcome) -> None:

@@ -16,6 +16,9 @@ from agentmesh.errors import StoreError, StoreVersionError
 
 APPLICATION_ID = 0x616D656D  # "amem": tells our files from other people's SQLite databases
 
+BUSY_TIMEOUT = 5.0
+"""Seconds to wait for another program, such as the sqlite3 shell, that keeps the file locked."""
+
 _FIRST = """
 CREATE TABLE records (
     id INTEGER PRIMARY KEY,
@@ -82,7 +85,7 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
         # What is answered "ok" is on disk: WAL with a sync at every commit.
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
-        database.execute("PRAGMA busy_timeout = 5000")
+        database.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
         database.execute("PRAGMA journal_size_limit = 67108864")
         _migrate(database, found)
     except sqlite3.DatabaseError as error:
@@ -90,7 +93,7 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
 
 
 def prepare_reader(database: sqlite3.Connection) -> None:
-    database.execute("PRAGMA busy_timeout = 5000")
+    database.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
     database.execute("PRAGMA query_only = ON")
 
 

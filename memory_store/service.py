@@ -38,6 +38,8 @@ log = logging.getLogger("agentmesh.memory_store")
 QUEUE_GROUP = "memory"
 MAX_UNANSWERED = 4096
 """Requests under way; more are refused at once."""
+ANSWER_GRACE = 3.0
+"""Seconds that answers may take when the service stops."""
 
 _decoder = msgspec.json.Decoder(MemoryRequest)
 
@@ -104,7 +106,8 @@ class MemoryService:
         if self._answerer is not None:
             self._stopping = True  # the store has done everything, so every answer is in the queue
             self._wake.set()
-            await self._answerer
+            await asyncio.wait([self._answerer], timeout=ANSWER_GRACE)
+            self._answerer.cancel()
             self._answerer = None
 
     # ------------------------------------------------------------ requests
@@ -165,7 +168,8 @@ class MemoryService:
             while self._answers:
                 call, body = self._answers.popleft()
                 self._unanswered -= 1
-                await self._answer(call, body)
+                if self._transport.is_connected:  # else the asker knows, and repeats
+                    await self._answer(call, body)
 
     async def _answer(self, call: Call, body: bytes) -> None:
         try:

@@ -114,9 +114,11 @@ class Store:
         self._housekeeper.cancel()
         await asyncio.wait([self._housekeeper])
         # The writer last: the last connection that closes folds the write-ahead log into the file.
-        for lane in (self._gets, self._scans, self._writer):
-            await lane.close()
-        self._lock.release()
+        try:
+            for lane in (self._gets, self._scans, self._writer):
+                await lane.close()
+        finally:
+            self._lock.release()
 
     async def __aenter__(self) -> Self:
         return await self.open()

@@ -11,11 +11,11 @@ import msgspec
 from agentmesh.errors import RevisionConflictError, StoreError, StoreLimitError
 from agentmesh.memory import MemoryRequest, Removed, Written
 from agentmesh.memory_store.index import Scope, index_some
-from agentmesh.memory_store.lane import Function, Outcome, failure
+from agentmesh.memory_store.lane import Function, Outcome, failures
 from agentmesh.memory_store.limits import MAX_VALUE, list_length
 from agentmesh.memory_store.reading import tags_column
 
-REMEMBERED = 900.0
+REMEMBERED = 300.0
 """Seconds for which a repeated write is recognised by its id."""
 SWEEP = 500
 """Rows removed in one transaction by housekeeping."""
@@ -67,12 +67,12 @@ class Writer:
 
     # ------------------------------------------------------------ transactions
     def run(self, database: sqlite3.Connection, functions: Sequence[Function]) -> list[Outcome]:
-        """One transaction for all. If the database itself refuses something, one each, so that only that one fails."""
+        """One transaction for all. If the database refuses something in it, one each, so that only that one fails."""
         try:
             return self._transaction(database, functions)
         except Exception as error:  # the edge: whoever waits gets it, and the connection goes on
-            if len(functions) == 1:
-                return [failure(error)]
+            if len(functions) == 1 or _concerns_all(error):
+                return failures(error, len(functions))
         return [outcome for function in functions for outcome in self.run(database, [function])]
 
     def _transaction(self, database: sqlite3.Connection, functions: Sequence[Function]) -> list[Outcome]:
@@ -225,6 +225,11 @@ def _each(database: sqlite3.Connection, functions: Sequence[Function]) -> list[O
         except StoreError as error:
             outcomes.append(error)
     return outcomes
+
+
+def _concerns_all(error: Exception) -> bool:
+    """Locked, full, unreadable, damaged: trying each alone would only take longer to fail."""
+    return isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError
 
 
 def _remove(database: sqlite3.Connection, ids: Sequence[tuple[int]]) -> None:

@@ -354,6 +354,30 @@ async def test_stopping_answers_what_came_in(transport: Transport, server: Serve
         await again.stop()
 
 
+async def test_stopping_without_a_broker_does_not_hang_and_keeps_what_came_in(
+    transport: Transport, server: Server, tmp_path: Path
+) -> None:
+    running = MemoryService(transport, tmp_path / "memory.db")
+    await running.start()
+    memory = Memory(transport, Subjects("a"), "n", timeout=1.0)
+    writes = [asyncio.ensure_future(memory.put(str(number), number)) for number in range(500)]
+    await asyncio.wait(writes, return_when=asyncio.FIRST_COMPLETED)
+
+    server.kill9()
+    async with asyncio.timeout(3):
+        await running.stop()
+
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    async with Store(tmp_path / "memory.db") as store:
+        for key, outcome in enumerate(outcomes):
+            if isinstance(outcome, int):
+                record = await store.get("a", "n", str(key))
+                assert record is not None
+                assert record.revision == outcome
+            else:
+                assert isinstance(outcome, StoreUnavailableError)
+
+
 # ---------------------------------------------------------------- as a process
 
 

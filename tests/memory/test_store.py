@@ -22,7 +22,7 @@ from agentmesh.errors import (
     StoreVersionError,
 )
 from agentmesh.memory import MemoryRequest, to_raw
-from agentmesh.memory_store import Store, lane
+from agentmesh.memory_store import Store, lane, schema
 from agentmesh.memory_store.limits import MAX_REPLY, MAX_VALUE
 from agentmesh.memory_store.schema import APPLICATION_ID, SCHEMA_VERSION
 from tests.core.hostile import TOKENS
@@ -290,6 +290,62 @@ async def test_a_write_that_the_database_refuses_fails_alone(tmp_path: Path) -> 
         assert [number for number, outcome in enumerate(outcomes) if isinstance(outcome, StoreError)] == [3]
         assert keys(await store.list("a", "n")) == list("012456789")
         assert len({(await store.put("a", "n", "9", 0)).revision, *(r.revision for r in outcomes[4:])}) == 7  # type: ignore[union-attr]
+
+
+async def test_a_program_that_locks_the_file_makes_writes_fail_together_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "BUSY_TIMEOUT", 0.05)
+    async with Store(tmp_path / "memory.db") as store:
+        await store.put("a", "n", "k", 1)
+        shell = sqlite3.connect(store.path, isolation_level=None)
+        shell.execute("BEGIN IMMEDIATE")
+        async with asyncio.timeout(2):
+            writes = (store.put("a", "n", str(number), 1) for number in range(100))
+            outcomes = await asyncio.gather(*writes, return_exceptions=True)
+            assert await store.get("a", "n", "k") is not None
+        shell.close()
+
+        assert {str(outcome) for outcome in outcomes} == {
+            "another program keeps the memory file locked for writing; nothing was done, try again later"
+        }
+        assert (await store.put("a", "n", "k", 2)).revision == 2
+
+
+async def test_an_older_file_is_brought_up_to_date_with_its_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Store(tmp_path / "memory.db") as store:
+        await store.put("a", "n", "k", 1)
+    later = [*schema.MIGRATIONS, lambda database: database.execute("ALTER TABLE records ADD COLUMN mood TEXT")]
+    monkeypatch.setattr(schema, "MIGRATIONS", later)
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", len(later))
+
+    async with Store(tmp_path / "memory.db") as store:
+        assert await store.get("a", "n", "k") is not None
+
+    assert rows(store, "SELECT key, mood FROM records") == [("k", None)]
+    assert rows(store, "PRAGMA user_version") == [(len(later),)]
+
+
+async def test_a_migration_that_fails_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(database: sqlite3.Connection) -> None:
+        database.execute("ALTER TABLE records ADD COLUMN mood TEXT")
+        database.execute("no SQL")
+
+    async with Store(tmp_path / "memory.db") as store:
+        await store.put("a", "n", "k", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", [*schema.MIGRATIONS, fail])
+        patch.setattr(schema, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+        with pytest.raises(StoreError, match="cannot be opened"):
+            await Store(tmp_path / "memory.db").open()
+
+    async with Store(tmp_path / "memory.db") as store:
+        assert await store.get("a", "n", "k") is not None
+    assert rows(store, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
 
 
 async def test_a_write_repeated_with_its_id_is_done_once_and_answered_alike(store: Store) -> None:
