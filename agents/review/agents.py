@@ -99,7 +99,7 @@ class CodeReview(Agent):
             done += 1
             if done == total or time.monotonic() - told > PROGRESS_PERIOD:
                 told = time.monotonic()
-                await ctx.progress(0.02 + 0.93 * done / total, f"{done:,} of {total:,} files")
+                await ctx.progress(0.02 + 0.92 * done / total, f"{done:,} of {total:,} files")
 
         files = ((parts.file(path), ReviewFile(root=listing.root, path=path)) for path in listing.paths)
         await runner.all(files, "file-reviewer", one_done)

@@ -1,7 +1,8 @@
 """Report a problem once, although two tools saw it.
 
-Only findings of *different* tools are merged, on the same line and about the same kind of problem (`rules.problem_of`).
-Two findings of one tool are never merged: it had a reason to say two things.
+Only findings of *different* tools are merged, on the same line and about the same kind of problem (`rules.problem_of`);
+in a file that cannot be parsed they may be on different lines, since parsers disagree about where an error is. Two
+findings of one tool are never merged: it had a reason to say two things.
 
 What is decided is only which findings belong together (`find_merges`): a few bytes each, while the findings of a large
 project would not fit into one message. `apply_merges` then puts them together where they are needed.
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 
 from agentmesh.agents.review.fingerprint import position
 from agentmesh.agents.review.model import Finding, Merge, Origin, ToolName
-from agentmesh.agents.review.rules import problem_of
+from agentmesh.agents.review.rules import UNPARSABLE, problem_of
 
 _LEADS: dict[ToolName, int] = {"ruff": 0, "radon": 1, "ast": 2, "walk": 3}
 """Whose words are kept: the order is fixed so that a merged finding keeps its fingerprint from run to run."""
@@ -28,7 +29,8 @@ def find_merges(findings: Iterable[Finding]) -> list[Merge]:
     """
     groups: defaultdict[tuple[str, int, str], list[Finding]] = defaultdict(list)
     for finding in findings:
-        groups[finding.path, finding.line, problem_of(finding)].append(finding)
+        problem = problem_of(finding)
+        groups[finding.path, 0 if problem == UNPARSABLE else finding.line, problem].append(finding)
     return [merge for _, group in sorted(groups.items()) for merge in _merges_of(group)]
 
 
@@ -60,9 +62,13 @@ def _merges_of(group: list[Finding]) -> list[Merge]:
     kept = sorted((finding for finding in group if finding.tool == leader), key=position)
     partners: defaultdict[str, list[str]] = defaultdict(list)
     for other in sorted((finding for finding in group if finding.tool != leader), key=position):
-        nearest = min(kept, key=lambda finding: abs(finding.column - other.column))
+        nearest = min(kept, key=lambda finding: _distance(finding, other))
         partners[nearest.fingerprint].append(other.fingerprint)
     return [Merge(kept=fingerprint, absorbed=tuple(absorbed)) for fingerprint, absorbed in partners.items()]
+
+
+def _distance(one: Finding, other: Finding) -> tuple[int, int]:
+    return abs(one.line - other.line), abs(one.column - other.column)
 
 
 def _absorb(finding: Finding, others: list[Finding]) -> Finding:

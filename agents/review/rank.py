@@ -26,8 +26,7 @@ from agentmesh.agents.review.model import Excerpt, FileReview, Finding, Function
 from agentmesh.agents.review.rules import (
     COMPLEXITY,
     COMPLEXITY_LIMIT,
-    SYNTAX_ERROR,
-    UNREADABLE,
+    UNPARSABLE,
     is_test_path,
     problem_of,
     rule_info,
@@ -169,7 +168,7 @@ def _score(finding: Finding, inside: FunctionBlock | None) -> float:
     score = rule_info(finding.rule).weight
     if problem == COMPLEXITY:
         score = min(score + 1.5 * max(finding.value - COMPLEXITY_LIMIT, 0), 85.0)
-    if is_test_path(finding.path) and problem not in (SYNTAX_ERROR, UNREADABLE):
+    if is_test_path(finding.path) and problem != UNPARSABLE:
         score *= 0.3
     if _is_tangled(finding, inside):
         score *= 1.15
@@ -187,7 +186,8 @@ def _is_tangled(finding: Finding, inside: FunctionBlock | None) -> bool:
 
 
 def _family(finding: Finding) -> str:
-    return COMPLEXITY if problem_of(finding) == COMPLEXITY else finding.rule
+    problem = problem_of(finding)
+    return problem if problem in (COMPLEXITY, UNPARSABLE) else finding.rule
 
 
 def _order(entry: Scored) -> tuple[float, tuple[str, int, int, str, str, str]]:

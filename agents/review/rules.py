@@ -29,6 +29,9 @@ COMPLEXITY = "complexity"
 RISKY_CALL = "risky-call"
 MISSING_DOCSTRINGS = "missing-docstrings"
 
+UNPARSABLE = "unparsable"
+"""The problem of a file that is no Python, however it is put (see `problem_of`)."""
+
 COMPLEXITY_LIMIT = 10
 """Functions above it are findings; McCabe's own limit and ruff's default."""
 
@@ -210,10 +213,8 @@ def problem_of(finding: Finding) -> str:
     """
     if finding.rule in ("C901", COMPLEXITY):
         return COMPLEXITY
-    if finding.rule in ("invalid-syntax", SYNTAX_ERROR):
-        return SYNTAX_ERROR
-    if finding.rule in ("E902", UNREADABLE):
-        return UNREADABLE
+    if finding.rule in ("invalid-syntax", "E902", SYNTAX_ERROR, UNREADABLE):
+        return UNPARSABLE
     if finding.rule in _RISKY_RUFF_RULES or finding.rule == RISKY_CALL:
         return RISKY_CALL
     return finding.rule

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from agentmesh.agent import Agent
+from agentmesh.agent import Agent, default_name
 from agentmesh.agents.review.agents import CodeReview, Deduplicator, FileReviewer, Ranker, Reporter, Walker
 from agentmesh.agents.review.messages import Review
 from agentmesh.agents.review.model import Summary
@@ -21,19 +20,33 @@ AGENTS: tuple[type[Agent], ...] = (Walker, FileReviewer, Deduplicator, Ranker, R
 TOOLS = (read_file, ruff_check, radon_complexity, python_metrics)
 
 
+def executor(mesh: Client, root: Path, *, workers: int | None = None) -> ToolExecutor:
+    """A tool executor with what a review needs, for `async with`.
+
+    Args:
+        mesh: Where it joins.
+        root: The directory that its tools may read, and nothing else.
+        workers: Tool processes that run at the same time; None: one for each CPU.
+    """
+    tools = [tool.configure(root=root) for tool in TOOLS]
+    return ToolExecutor(mesh.transport, mesh.subjects, tools, concurrency=workers)
+
+
 @asynccontextmanager
-async def swarm(mesh: Mesh, root: Path, *, reviewers: int = 2) -> AsyncIterator[None]:
+async def swarm(mesh: Mesh, root: Path, *, workers: int | None = None) -> AsyncIterator[None]:
     """The agents and tools of a review in this process, for as long as the block runs.
 
     Args:
         mesh: Where they join.
         root: The directory that the tools may read.
-        reviewers: Replicas of the agent that reviews files.
+        workers: As in `executor`.
     """
-    async with ToolExecutor(mesh.transport, mesh.subjects, [tool.configure(root=root) for tool in TOOLS]):
+    async with executor(mesh, root, workers=workers):
         for agent in AGENTS:
-            await mesh.spawn(agent, replicas=reviewers if agent is FileReviewer else 1)
+            await mesh.spawn(agent)
         yield
+        for agent in AGENTS:
+            await mesh.stop(default_name(agent))
 
 
 async def start_review(
@@ -56,12 +69,16 @@ async def start_review(
     Raises:
         FileNotFoundError: There is no such directory here.
     """
-    task = Review(root=_absolute(root), exclude=tuple(exclude), output=os.path.abspath(output) if output else "")
-    return await mesh.submit(task, to="code-review", task_id=task_id)
+    return await mesh.submit(review_task(root, exclude, output), to="code-review", task_id=task_id)
 
 
-def _absolute(root: Path) -> str:
-    return str(root.resolve(strict=True))
+def review_task(root: Path, exclude: Iterable[str] = (), output: Path | None = None) -> Review:
+    """The task, with the paths made absolute: the agents run elsewhere. See `start_review`."""
+    return Review(
+        root=str(root.resolve(strict=True)),
+        exclude=tuple(exclude),
+        output=str(output.resolve()) if output else "",
+    )
 
 
 async def follow(job: Job[Summary], on_progress: Callable[[Progress], None]) -> Summary:

@@ -63,6 +63,16 @@ def test_different_problems_on_a_line_and_equal_ones_on_different_lines_stay() -
     assert len(dedupe(found)) == 4
 
 
+def test_a_file_that_cannot_be_parsed_is_one_problem_wherever_the_parsers_see_it() -> None:
+    found = [
+        finding("invalid-syntax", line=1),
+        finding("invalid-syntax", line=9),
+        finding("syntax-error", line=8, tool="ast"),
+    ]
+
+    assert [(each.line, len(each.also)) for each in dedupe(found)] == [(1, 0), (9, 1)]
+
+
 def test_the_order_of_the_input_does_not_matter() -> None:
     found = [finding(rule, path, line, column=3) for rule in ("F1", "S307") for path in "ab" for line in (1, 2)]
     found += [
