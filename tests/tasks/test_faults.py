@@ -62,13 +62,24 @@ class Pool:
         await victim.wait()
 
 
-async def submit(stage: Stage, count: int, **fields: float) -> list[Job[int]]:
-    return [await stage.client.submit(Work(n=number, **fields), to=AGENT) for number in range(count)]
+async def submit(stage: Stage, count: int, seconds: float = 0.05) -> list[Job[int]]:
+    return [await stage.client.submit(Work(n=number, seconds=seconds), to=AGENT) for number in range(count)]
 
 
 async def all_results(jobs: list[Job[int]], timeout: float) -> list[int]:
     async with asyncio.timeout(timeout):
         return await asyncio.gather(*(job.result() for job in jobs))
+
+
+async def first_worker(ledger: Ledger, job: Job[int]) -> int:
+    """Wait until the task starts; the process that has it."""
+    starts = await eventually(lambda: ledger.starts(job.id))
+    return starts[0][0]
+
+
+async def effects(ledger: Ledger, count: int) -> None:
+    """Wait for that many effects."""
+    await eventually(lambda: ledger.effects() >= count, 10)
 
 
 async def has_one_result_each(stage: Stage, jobs: list[Job[int]]) -> bool:
@@ -82,8 +93,7 @@ async def test_b1_a_task_whose_worker_is_killed_starts_elsewhere_within_ack_wait
     for _ in range(2):
         first, second = await start_worker(slots=1), await start_worker(slots=1)
         job = await own.client.submit(Work(n=7, seconds=1.5), to=AGENT)
-        await eventually(lambda job=job: ledger.starts(job.id))  # type: ignore[misc]
-        pid, _, _ = ledger.starts(job.id)[0]
+        pid = await first_worker(ledger, job)
         victim = first if first.pid == pid else second
 
         victim.kill9()
@@ -93,10 +103,10 @@ async def test_b1_a_task_whose_worker_is_killed_starts_elsewhere_within_ack_wait
         (_, first_attempt, _), (_, second_attempt, restarted) = ledger.starts(job.id)
         assert restarted - killed < ACK_WAIT + 0.5
         assert (first_attempt, second_attempt) == (1, 2)
+        await own.drained()
         for process in (first, second):
             process.kill9()
             await process.wait()
-        await own.drained()
 
 
 @pytest.mark.slow
@@ -128,7 +138,7 @@ async def test_b2_killing_workers_in_the_middle_loses_no_task(
     waiting = asyncio.create_task(all_results(jobs, 30))
 
     for done in (1, 8):
-        await eventually(lambda done=done: ledger.effects() >= done, 10)  # type: ignore[misc]
+        await effects(ledger, done)
         await pool.kill_one()
         await pool.tend()
 
@@ -352,8 +362,7 @@ async def test_a14_the_result_of_a_killed_submitter_is_read_by_another_process(
         from agentmesh.subjects import Subjects
         from agentmesh.tasks import TaskClient
         from agentmesh.transport import Transport, TransportOptions
-        from tests.tasks.kinds import Double, Hold
-from tests.tasks.workers import AGENT, Work
+        from tests.tasks.workers import AGENT, Work
 
         async def main(url, tenant):
             transport = await Transport.connect(TransportOptions(url=url))
