@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentmesh.cli.base import Commands, Session
+from agentmesh.cli.base import Commands, Failed, Session
 from agentmesh.cli.output import age
 
 if TYPE_CHECKING:
@@ -111,6 +111,56 @@ def agents_describe(
         ["REPLICA", "STATE", "NODE", "PID", "HOST", "UP"],
         [(i.replica, i.state, i.node, i.pid or None, i.host or None, age(i.started_at)) for i in replicas],
     )
+
+
+# ---------------------------------------------------------------- steering a running mesh
+
+
+@commands.command("scale", example="agentmesh scale greeter=3\nagentmesh scale greeter=3 counter=0", panel=PANEL)
+def scale(
+    session: Session,
+    counts: Annotated[list[str], typer.Argument(metavar="AGENT=COUNT...", help="How many.", show_default=False)],
+) -> None:
+    """Change how many replicas of agents run. Those that go finish what they are doing first."""
+    from agentmesh.cli.plan import count
+
+    wanted = [count(text) for text in counts]
+    requests = [{"op": "scale", "agent": name, "replicas": number} for name, number in wanted]
+    _steer(session, requests, [f"{name} has {number} replicas" for name, number in wanted])
+
+
+@commands.command("restart", example="agentmesh restart greeter\nagentmesh restart node-1", panel=PANEL)
+def restart(
+    session: Session,
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Agents, or processes as ps calls them.", show_default=False)
+    ],
+) -> None:
+    """Restart agents, one replica after the other, or whole processes. Messages that wait stay."""
+    requests = [{"op": "restart", "name": name} for name in names]
+    _steer(session, requests, [f"{name} was restarted" for name in names])
+
+
+def _steer(session: Session, requests: list[dict[str, Any]], done: list[str]) -> None:
+    """Ask the running mesh for some changes, one after the other."""
+    answers = session.run(_supervisor(session, requests))
+    if session.out.json:
+        session.out.document(answers)
+    for answer, text in zip(answers, done, strict=True):
+        if answer["problem"]:
+            session.out.error(answer["problem"])
+        else:
+            session.out.note(text)
+    if any(answer["problem"] for answer in answers):
+        raise Failed
+
+
+async def _supervisor(session: Session, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from agentmesh.up import ask_supervisor
+
+    async with session.connect() as mesh:
+        timeout = session.timeout()
+        return [await ask_supervisor(mesh.transport, mesh.subjects, timeout=timeout, **request) for request in requests]
 
 
 # ---------------------------------------------------------------- parts

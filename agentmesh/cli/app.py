@@ -23,7 +23,7 @@ COMMANDS = {
     "agents": "agents",
     "scale": "agents",
     "restart": "agents",
-    "logs": "agents",
+    "logs": "logs",
     "ask": "talk",
     "tell": "talk",
     "publish": "talk",

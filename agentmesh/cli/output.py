@@ -26,6 +26,9 @@ _CODES = {
     "cyan": "36",
 }
 
+COLORS = ("cyan", "magenta", "green", "yellow", "blue")
+"""To tell sources of lines apart."""
+
 
 class Output:
     """Where a command prints.
@@ -48,6 +51,11 @@ class Output:
         }
         self.live = sys.stderr.isatty() and not (plain or quiet or json)
         """Whether progress may move on standard error."""
+
+    @property
+    def colored(self) -> bool:
+        """Whether standard output shows colours."""
+        return self._colored[sys.stdout]
 
     # ------------------------------------------------------------ answers
     def answer(self, text: str, end: str = "\n") -> None:

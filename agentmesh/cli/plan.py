@@ -31,10 +31,7 @@ def make_plan(settings: Settings, targets: Sequence[str] = (), *, only: Iterable
         agents = [agent for target in targets for agent in _targeted(target, agents)]
     wanted = list(only)
     for name in wanted:
-        if name not in {agent.name for agent in agents}:
-            near = near_misses(name, [agent.name for agent in agents])
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise UsageError(f"--only {name}: the settings have no such agent{hint}")
+        _known(f"--only {name}", name, agents)
     return UpPlan(
         name=settings.name,
         tenant=settings.tenant,
@@ -51,16 +48,33 @@ def make_plan(settings: Settings, targets: Sequence[str] = (), *, only: Iterable
     )
 
 
-def replicas(counts: Iterable[str]) -> list[tuple[str, int]]:
-    """What `--replicas a=3` and `scale a=3` say.
+def scaled(plan: UpPlan, counts: Iterable[str]) -> UpPlan:
+    """The plan with other numbers of replicas, each typed as `AGENT=COUNT`.
+
+    Raises:
+        UsageError: Not of that form, or the plan has no such agent.
+    """
+    wanted = dict(map(count, counts))
+    for name in wanted:
+        _known(f"--replicas {name}={wanted[name]}", name, plan.agents)
+    agents = (replace(agent, replicas=wanted.get(agent.name, agent.replicas)) for agent in plan.agents)
+    return replace(plan, agents=tuple(agents))
+
+
+def _known(typed: str, name: str, agents: Sequence[AgentPlan]) -> None:
+    names = [agent.name for agent in agents]
+    if name not in names:
+        near = near_misses(name, names)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f" (there are: {', '.join(names) or 'none'})"
+        raise UsageError(f"{typed}: no such agent{hint}")
+
+
+def count(text: str) -> tuple[str, int]:
+    """The two halves of `AGENT=COUNT`.
 
     Raises:
         UsageError: Not of that form.
     """
-    return [_count(count) for count in counts]
-
-
-def _count(text: str) -> tuple[str, int]:
     name, equals, number = text.partition("=")
     if not equals or not name or not number.isdigit():
         raise UsageError(f"{text!r}: expected AGENT=COUNT, such as greeter=3")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from agentmesh.cli.output import Output, plain
+from agentmesh.cli.output import COLORS, Output, plain
 from agentmesh.up import events
 from agentmesh.up.plan import UpPlan
 from agentmesh.version import __version__
 
-_COLORS = ("cyan", "magenta", "green", "yellow", "blue")
 _WIDTH = 12
 
 
@@ -49,8 +49,8 @@ class Screen:
         self._out = out
         self._plan = plan
         self._agents = {agent.name: _Shown(agent.isolation, agent.replicas) for agent in plan.agents}
-        self._sources: dict[str, str] = {}
         self._is_ready = False
+        self._is_stopping = False
         self._show: dict[type[Any], Callable[[Any], None]] = {
             events.BrokerReady: self._broker,
             events.ServiceReady: self._service,
@@ -72,7 +72,7 @@ class Screen:
 
     def __call__(self, event: events.UpEvent) -> None:
         if self._out.json:
-            self._out.document({"kind": event.kind, **plain(event)})
+            self._out.document({"event": event.kind, **plain(event)})
         else:
             self._show[type(event)](event)
 
@@ -84,7 +84,7 @@ class Screen:
         kind = f"embedded {event.version}, JetStream" if event.embedded else f"nats-server {event.version}"
         self._bullet("broker", event.url, kind)
         if event.embedded and event.store:
-            self._bullet("storage", event.store, "survives restarts (--store memory: does not)")
+            self._bullet("storage", _short(event.store), "survives restarts (--store memory: does not)")
         elif event.embedded:
             self._bullet("storage", "memory", "gone when this ends (--store DIR: kept)")
 
@@ -101,7 +101,7 @@ class Screen:
         agent.states[event.node, event.replica] = event.state
         agent.messages = event.messages or agent.messages
         agent.problem = event.problem or agent.problem
-        if self._is_ready:
+        if self._is_ready and not self._is_stopping:
             color = {"ready": "green", "failed": "red"}.get(event.state, "yellow")
             why = f": {event.problem}" if event.problem else ""
             self._line(f"~ {event.name}.{event.replica} {self._out.style(event.state, color)}{why}")
@@ -129,7 +129,9 @@ class Screen:
 
     # ------------------------------------------------------------ while it runs
     def _log(self, event: events.LogLine) -> None:
-        color = self._sources.setdefault(event.source, _COLORS[len(self._sources) % len(_COLORS)])
+        if not self._is_ready and event.text.startswith(("memory ready", "tools ready")):
+            return  # `ServiceReady` says it
+        color = COLORS[sum(map(ord, event.source)) % len(COLORS)]
         self._line(f"{self._out.style(event.source.ljust(_WIDTH) + ' │', color)} {event.text}")
 
     def _restarted(self, event: events.Restarted) -> None:
@@ -151,13 +153,14 @@ class Screen:
 
     # ------------------------------------------------------------ while it stops
     def _stopping(self, event: events.Stopping) -> None:
+        self._is_stopping = True
         self._line(f"stopping ({event.reason}): up to {event.grace:g} s for what is being done; Ctrl-C again: at once")
 
     def _stopped(self, event: events.Stopped) -> None:
         done = f"finished {event.drained}, gave back {event.given_back} in {event.seconds:.1f} s"
         how = "stopped, some of it by force" if event.killed else "stopped"
         store = self._plan.broker.store
-        kept = f". Data kept in {store}" if self._plan.broker.embedded and store is not None else ""
+        kept = f". Data kept in {_short(str(store))}" if self._plan.broker.embedded and store is not None else ""
         self._line(f"{how}: {done}{kept}")
 
     # ------------------------------------------------------------ lines
@@ -168,3 +171,11 @@ class Screen:
 
     def _line(self, text: str) -> None:
         self._out.answer(text)
+
+
+def _short(path: str) -> str:
+    """A path as seen from here, if it is below."""
+    try:
+        return f"{Path(path).relative_to(Path.cwd())}/"
+    except ValueError:
+        return path

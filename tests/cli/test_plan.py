@@ -9,7 +9,7 @@ import pytest
 
 from agentmesh import config
 from agentmesh.cli.base import UsageError
-from agentmesh.cli.plan import make_plan, replicas
+from agentmesh.cli.plan import make_plan, scaled
 from agentmesh.config import Settings
 from agentmesh.up.plan import UpPlan, default_nodes, dump, load
 
@@ -108,11 +108,18 @@ def test_what_does_not_exist_is_refused(tmp_path: Path, arguments: dict[str, Any
         make_plan(settings(tmp_path), **arguments)
 
 
-def test_replica_counts_are_read_from_the_command_line() -> None:
-    assert replicas(["greeter=3", "solo=0"]) == [("greeter", 3), ("solo", 0)]
+def test_replicas_are_changed_from_the_command_line(tmp_path: Path) -> None:
+    changed = scaled(plan(tmp_path), ["greeter=3", "solo=0"])
+
+    assert [agent.replicas for agent in changed.agents] == [3, 0]
 
 
 @pytest.mark.parametrize("text", ["greeter", "greeter=", "=3", "greeter=x", "greeter=-1"])
-def test_a_wrong_replica_count_is_refused(text: str) -> None:
+def test_a_wrong_replica_count_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match="AGENT=COUNT"):
-        replicas([text])
+        scaled(plan(tmp_path), [text])
+
+
+def test_replicas_of_an_agent_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean greeter"):
+        scaled(plan(tmp_path), ["greter=2"])

@@ -97,6 +97,6 @@ def test_each_thing_that_happens_is_one_line(
 def test_with_json_each_event_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [json.loads(line) for line in shown(capsys, json=True).splitlines()]
 
-    assert [line["kind"] for line in lines][:3] == ["broker_ready", "service_ready", "agent_state"]
+    assert [line["event"] for line in lines][:3] == ["broker_ready", "service_ready", "agent_state"]
     assert lines[-1]["kind"] == "ready"
     assert (lines[-1]["seconds"], lines[-1]["failed"]) == (0.93, 1)
