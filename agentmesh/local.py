@@ -43,7 +43,7 @@ class LocalServices:
         await self._dispatcher.start()
         # By name: the memory service is a layer outside the core, which must not depend on it.
         service = importlib.import_module("agentmesh.memory_store")
-        self._memory = service.MemoryService(transport, self._folder / "memory.db")
+        self._memory = service.MemoryService(transport, self._folder / "memory.db", tenants=[subjects.tenant])
         await self._memory.start()
 
     async def stop_services(self) -> None:
