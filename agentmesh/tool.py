@@ -394,7 +394,9 @@ def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError) as error:
-        raise DefinitionError(f"tool {name}", f"a type hint cannot be resolved: {error}") from error
+        raise DefinitionError(
+            f"tool {name}", f"a type hint cannot be resolved: {error}; define it outside of any function"
+        ) from error
 
 
 def _models(
@@ -406,7 +408,7 @@ def _models(
     settings: dict[str, tuple[TypeAdapter[Any], Any]] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise DefinitionError(where, f"parameter {parameter}: arguments go by name, so write each one out")
+            raise DefinitionError(where, f"parameter {parameter.name!r}: arguments go by name, so write each one out")
         if parameter.name not in hints:
             raise DefinitionError(where, f"parameter {parameter.name!r} has no type hint")
         hint = hints[parameter.name]

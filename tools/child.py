@@ -22,13 +22,13 @@ import msgspec
 
 from agentmesh.errors import (
     AgentMeshError,
-    DefinitionError,
     ToolFailedError,
     ToolLimitError,
     error_to_wire,
 )
 from agentmesh.tool import Tool
 from agentmesh.tools.frames import CallFrame, DoneFrame, frame, read_frame, write_all
+from agentmesh.tools.loading import load
 
 MAX_MESSAGE = 4000
 """Characters of a tool's own error message that are passed on."""
@@ -68,24 +68,6 @@ def serve(request: int, response: int, output: int, preload: list[str]) -> None:
                 stream.flush()
         done.stale = _something_still_runs()
         write_all(response, frame(msgspec.json.encode(done)))
-
-
-def load(target: str) -> Tool[..., Any]:
-    """The tool called `module:name`.
-
-    Raises:
-        DefinitionError: There is no such module or no such tool in it.
-    """
-    module_name, _, path = target.partition(":")
-    try:
-        found: Any = importlib.import_module(module_name)
-        for name in path.split("."):
-            found = getattr(found, name)
-    except (ImportError, AttributeError) as error:
-        raise DefinitionError(target, str(error)) from error
-    if not isinstance(found, Tool):
-        raise DefinitionError(target, "is not a tool; did you forget @tool?")
-    return found
 
 
 def _run(call: CallFrame, code: bytes) -> DoneFrame:
