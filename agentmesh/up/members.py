@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from agentmesh import version
 from agentmesh.broker import EmbeddedBroker
 from agentmesh.errors import SupervisionError
 from agentmesh.ids import now
@@ -227,6 +228,8 @@ def watched(plan: UpPlan) -> list[str]:
 
 
 def _python_path() -> str:
-    """Where this process found its modules by `PYTHONPATH`: as absolute paths, since a child runs elsewhere."""
+    """`PYTHONPATH` as absolute paths, since a child runs elsewhere, and where this process found agentmesh itself."""
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return os.pathsep.join(os.path.abspath(entry) for entry in entries if entry)
+    found = [os.path.abspath(entry) for entry in entries if entry]
+    own = os.path.dirname(os.path.dirname(os.path.abspath(version.__file__)))
+    return os.pathsep.join([*found, own])

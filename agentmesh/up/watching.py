@@ -21,8 +21,9 @@ async def changes(folders: Sequence[str]) -> AsyncIterator[set[str]]:
         async for files in polled(folders):
             yield files
         return
-    async for batch in awatch(*folders, watch_filter=PythonFilter(), stop_event=asyncio.Event()):
-        yield {os.path.realpath(path) for _, path in batch if not _hidden(path, folders)}
+    async for batch in awatch(*folders, watch_filter=PythonFilter()):
+        if files := _visible((path for _, path in batch), folders):
+            yield files
 
 
 async def polled(folders: Sequence[str], period: float = POLL_PERIOD) -> AsyncIterator[set[str]]:
@@ -53,6 +54,10 @@ def _sources(folders: Iterable[str]) -> Iterator[Path]:
         for folder, inside, files in os.walk(top):
             inside[:] = [name for name in inside if not name.startswith(".") and name not in _SKIPPED]
             yield from (Path(folder, name) for name in files if name.endswith(".py"))
+
+
+def _visible(paths: Iterable[str], folders: Sequence[str]) -> set[str]:
+    return {os.path.realpath(path) for path in paths if not _hidden(path, folders)}
 
 
 def _hidden(path: str, folders: Iterable[str]) -> bool:
