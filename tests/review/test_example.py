@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import agentmesh
 from agentmesh import config
 from agentmesh.agent import behaviour
-from agentmesh.agents.review.swarm import AGENTS, TOOLS
+from agentmesh.agents.review.swarm import AGENTS, TOOLS, start_review
 from agentmesh.host import load
 from agentmesh.tools.loading import load_all
+from tests.harness.fixtures import SpawnProcess
 from tests.review import golden
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "review"
@@ -44,3 +50,29 @@ def test_the_settings_run_every_agent_and_serve_every_tool(monkeypatch: pytest.M
     assert running == {behaviour(agent).name: agent for agent in AGENTS}
     assert broken == []
     assert {tool.name for tool in served} == {tool.name for tool in TOOLS}
+
+
+async def test_the_mesh_of_the_example_reviews_what_is_submitted_and_survives_the_kill_of_a_node(
+    spawn_process: SpawnProcess, tmp_path: Path
+) -> None:
+    root = Path(asyncio.__file__).parent
+    project = shutil.copytree(EXAMPLE, tmp_path / "example")
+    settings = ["--config", str(project / "mesh.toml")]
+    up = await spawn_process(
+        "agentmesh.cli", *settings, "up", "--store", "memory", "--port", "0", env={"REVIEW_ROOT": str(root)}
+    )
+    url = (await up.line_matching(r"broker\s+(nats://\S+)", timeout=30.0))[1]
+    await up.line_matching("ready in", timeout=30.0)
+
+    async with agentmesh.connect(url, own_thread=False) as mesh:
+        nodes = {info.pid for info in await mesh.agents("file-reviewer")}
+        job = await start_review(mesh, root, output=tmp_path / "out")
+        async for event in job:
+            if isinstance(event, agentmesh.Progress) and event.fraction > 0.2:
+                os.kill(nodes.pop(), signal.SIGKILL)
+                break
+        summary = await job.result(60.0)
+
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert golden.differences(report, root) == []
+    assert summary.files == len(report["files"])
