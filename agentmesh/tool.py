@@ -64,6 +64,7 @@ if TYPE_CHECKING:  # child processes need this module, and no connection
 
 P = ParamSpec("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 
 Isolation = Literal["async", "thread", "subprocess"]
@@ -120,7 +121,7 @@ class Limits:
                 raise DefinitionError("tool", f"{limit.name} must be above 0, not {value!r}")
 
 
-class Tool(Generic[P, R]):
+class Tool(Generic[P, R_co]):
     """A function with a name, a schema and limits. Made by `@tool`; calling it runs the function here and now."""
 
     name: str
@@ -136,7 +137,7 @@ class Tool(Generic[P, R]):
 
     def __init__(
         self,
-        function: Callable[P, R],
+        function: Callable[P, R_co],
         *,
         name: str | None = None,
         description: str | None = None,
@@ -164,7 +165,7 @@ class Tool(Generic[P, R]):
         """Values of the parameters marked with `Setting`, defaults included; paths are absolute."""
         functools.update_wrapper(self, function, updated=())
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         return self.function(*args, **{**self._configured, **kwargs})
 
     def __repr__(self) -> str:
@@ -174,7 +175,7 @@ class Tool(Generic[P, R]):
         # With resolved type hints: where it is unpickled, the names in its annotations may mean nothing.
         return _rebuild, (self.function, self._options(), self.hints)
 
-    def configure(self, **settings: Any) -> Tool[P, R]:
+    def configure(self, **settings: Any) -> Tool[P, R_co]:
         """The same tool with other values for its parameters marked with `Setting`.
 
         Raises:

@@ -102,9 +102,11 @@ class KeeperHandle:
                 await keeper._ready
         except TimeoutError:
             await keeper.close()
-            raise SupervisionError(
-                f"the process that keeps tool processes did not start in {START_TIMEOUT:g} s"
-            ) from None
+            problem = f"the process that keeps tool processes did not start in {START_TIMEOUT:g} s"
+            raise SupervisionError(problem) from None
+        except asyncio.CancelledError:
+            await keeper.close()
+            raise
         return keeper
 
     async def fork(self, cage: Cage, preload: Sequence[str]) -> ChildHandle:
@@ -127,8 +129,12 @@ class KeeperHandle:
             async with asyncio.timeout(START_TIMEOUT):
                 child.pid = await forked
         except (OSError, TimeoutError) as error:
+            self._children.pop(number, None)
             child.exited(-signal.SIGKILL)
             raise SupervisionError(f"no process for a tool: {error or 'no answer from their keeper'}") from None
+        except asyncio.CancelledError:
+            self.kill(number)
+            raise
         finally:
             self._forking.pop(number, None)
             for pipe in theirs:
@@ -311,6 +317,7 @@ class ChildHandle:
                 continue
             (size,) = HEADER.unpack_from(self._received)
             if size > self._output_limit + FRAME_ALLOWANCE:
+                self._loop.remove_reader(self._response)
                 self._decide(Flooded())
                 return
             if len(self._received) >= HEADER.size + size:
@@ -325,6 +332,7 @@ class ChildHandle:
         while len(self._printed) <= self._output_limit and (data := self._read(self._output)):
             self._printed += data
         if len(self._printed) > self._output_limit:
+            self._loop.remove_reader(self._output)
             self._decide(Flooded())
 
     def _read(self, pipe: int) -> bytes:

@@ -22,7 +22,7 @@ from agentmesh.errors import (
 )
 from agentmesh.tool import Tool, tool
 from agentmesh.tools.pool import ProcessPool, import_target
-from tests.harness import Process, alive, eventually
+from tests.harness import Process, alive, children, eventually
 from tests.harness.fixtures import SpawnProcess
 from tests.tools import samples
 from tests.tools.conftest import Marker
@@ -345,3 +345,52 @@ async def test_tools_find_the_modules_that_the_executor_finds(
         assert await run(pool, handmade_tools.twice, n=21) == 42
     finally:
         del sys.modules["handmade_tools"]
+
+
+@pytest.mark.parametrize("steps", range(1, 8))
+async def test_a_call_cancelled_while_its_process_starts_leaves_none(steps: int) -> None:
+    pool = ProcessPool(1)
+    call = asyncio.create_task(run(pool, samples.add, a=1))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.wait({call})
+
+    assert await run(pool, samples.add, a=1) == 3
+    await pool.close()
+    assert not _keepers()
+
+
+def _keepers() -> list[int]:
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children(os.getpid())}
+    return [pid for pid, command in commands.items() if "agentmesh.tools" in command]
+
+
+async def test_results_and_cancellation_work_on_uvloop_too(spawn_process: SpawnProcess, marker: Marker) -> None:
+    process = await spawn_process(
+        """
+        import asyncio, sys, uvloop
+        from pathlib import Path
+        from agentmesh.tools.pool import ProcessPool
+        from tests.tools import samples
+
+        async def main():
+            pool = ProcessPool(2)
+            print("result", await pool.run(samples.add, b'{"a": 1}', 10), flush=True)
+            arguments = samples.sleeps_long.encode_arguments({"marker": sys.argv[1]})
+            call = asyncio.create_task(pool.run(samples.sleeps_long, arguments, 60))
+            while not Path(sys.argv[1]).exists():
+                await asyncio.sleep(0.01)
+            call.cancel()
+            await asyncio.wait({call})
+            print("cancelled", call.cancelled(), flush=True)
+            await pool.close()
+
+        uvloop.run(main())
+        """,
+        str(marker.path),
+    )
+    await process.line_matching("result b'3'")
+    await process.line_matching("cancelled True")
+    await gone(*await marker.pids())
+    assert await process.wait() == 0
