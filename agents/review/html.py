@@ -120,9 +120,7 @@ def _overview(report: Report) -> str:
     return f"""<section aria-labelledby="overview-title">
 <h2 id="overview-title" class="visually-hidden">Overview</h2>
 <div class="tiles">
-{_tile(_number(counts[Severity.ERROR]), "errors", "error")}
-{_tile(_number(counts[Severity.WARNING]), "warnings", "warning")}
-{_tile(_number(counts[Severity.NOTE]), "notes", "note")}
+{"".join(_tile(_number(n), f"{severity.value}s", severity.value if n else "") for severity, n in counts.items())}
 {_tile(_number(lines), "lines")}
 {_tile(_number(functions), "functions")}
 {_tile(f"{affected:,}<small> / {len(report.files):,}</small>", "files with findings")}
