@@ -97,12 +97,19 @@ class Subjects:
             raise InvalidNameError("priority", str(priority))
         return f"ai.agent.tasks.{self.tenant}.{token('agent', agent)}.{priority}"
 
+    def all_tasks(self) -> tuple[str, str]:
+        """Where tasks of the tenant wait: the queues of all agents, and the door."""
+        return f"ai.agent.tasks.{self.tenant}.*.*", self.task_door()
+
     def result(self, task_id: str) -> str:
         return f"ai.agent.results.{self.tenant}.{token('task id', task_id)}"
 
     def results(self) -> str:
         """Where every stored result of the tenant is republished, with its own subject in `Nats-Subject`."""
         return f"ai.agent.results.{self.tenant}"
+
+    def all_results(self) -> str:
+        return f"ai.agent.results.{self.tenant}.*"
 
     def dead(self, task_id: str) -> str:
         return f"ai.agent.dead.{self.tenant}.{token('task id', task_id)}"

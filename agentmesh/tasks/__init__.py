@@ -4,6 +4,9 @@ An accepted task is decided once: `completed`, `failed`, `cancelled`, `expired` 
 once, and may run again when a worker dies, freezes or loses contact: give `ctx.key(step)` to whatever has an effect
 outside. There is no order between tasks.
 
+A time limit is final: a handler that exceeds it is cancelled and its task decided `failed`, not tried again. So is a
+deadline: what is not done by then is `expired`, whether it waits or runs.
+
 | module     | what                                                                     |
 | ---------- | ------------------------------------------------------------------------ |
 | `layout`   | streams and consumers                                                    |

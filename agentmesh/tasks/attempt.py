@@ -138,7 +138,11 @@ class Attempt:
     async def abandon(self) -> None:
         """The handler ignores its cancellation: settle the task without it."""
         log.error("the handler of %s does not stop (%s); its task is settled without it", self, self.why)
-        await self._settle(self._interrupted())
+        try:
+            await self._settle(self._interrupted())
+        except BrokerError as error:
+            log.warning("%s cannot be settled now: %s", self, error)
+            self.settled, self.why_at = False, self.loop.time()
 
     def __str__(self) -> str:
         kind = self.body.task_type if self.body is not None else "task"
@@ -163,7 +167,7 @@ class Attempt:
         try:
             self.body = body = decode_queued(self.delivery.data)
             if body.task_id in bench.running:
-                return Return("the same task is running here", delay=1.0)
+                return Return("the same task is running here", min(30.0, 2.0**self.delivery.attempt))
             bench.running[body.task_id] = self
             if await slot.read(bench.transport, bench.subjects, body.task_id) is not None:
                 return Decided()

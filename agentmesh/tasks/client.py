@@ -51,12 +51,11 @@ class TaskClient:
         self._ensuring = asyncio.Lock()
 
     async def ensure(self) -> None:
-        """Make the streams that are missing; once per client."""
+        """Make the streams that are missing; done by every method that needs them."""
         if not self._ready:
             async with self._ensuring:
-                if not self._ready:
-                    await ensure_streams(self.transport)
-                    self._ready = True
+                await ensure_streams(self.transport)
+                self._ready = True
 
     # ------------------------------------------------------------ submitting
 

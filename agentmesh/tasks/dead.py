@@ -7,6 +7,7 @@ repeats it, with the same effect.
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 
 import msgspec
 
@@ -21,6 +22,9 @@ from agentmesh.transport import Delivery, Transport
 
 _PAGE = 500
 
+_ENTRIES = 50
+"""Attempts that a dead letter tells about; the last ones."""
+
 
 async def bury(
     transport: Transport,
@@ -31,14 +35,14 @@ async def bury(
     task_id: str = "",
     agent: str = "",
     task_type: str = "",
-    history: list[Failure] | None = None,
+    history: Sequence[Failure] = (),
 ) -> ResultBody:
     """Give a task up: dead letter, slot `dead`, off the queue. Returns what the slot says now."""
     letter = _letter(delivery, reason, task_id or f"bad-{delivery.sequence}")
     letter.agent_id = agent
     letter.task_type = task_type
-    letter.history = history or []
-    letter.attempts = len(letter.history)
+    letter.attempts = len(history)
+    letter.history = list(history[-_ENTRIES:])
     await _store(transport, subjects, letter)
     verdict = ResultBody(
         letter.task_id,

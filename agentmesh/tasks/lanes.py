@@ -34,11 +34,20 @@ class Lanes:
         self._pulls: list[PullConsumer] = [transport.pull(TASKS, spec.name, ready=ready) for spec in self._specs]
         self._looks = 0
 
-    async def start(self) -> None:
-        """Make the consumers that are missing."""
+    async def start(self) -> float:
+        """Make the consumers that are missing; one that exists is used as it is.
+
+        Returns:
+            The shortest `ack_wait` in effect.
+        """
+        shortest = self._specs[0].ack_wait
         for spec, pull in zip(self._specs, self._pulls, strict=True):
             await self._transport.ensure_consumer(spec)
             await pull.start()
+            info = await self._transport.consumer_info(TASKS, spec.name)
+            if info is not None:
+                shortest = min(shortest, info.config["ack_wait"] / 1e9)
+        return shortest
 
     async def stop(self) -> None:
         for pull in self._pulls:

@@ -6,6 +6,8 @@ agent and priority when a worker starts; a submitter needs none, because a work 
 
 from __future__ import annotations
 
+from weakref import WeakSet
+
 from agentmesh.subjects import Subjects
 from agentmesh.transport import ConsumerSpec, StreamSpec, Transport
 
@@ -89,10 +91,15 @@ SPECS = (
 )
 
 
+_ensured: WeakSet[Transport] = WeakSet()
+
+
 async def ensure_streams(transport: Transport) -> None:
-    """Make the streams that are missing; check the others."""
-    for spec in SPECS:
-        await transport.ensure_stream(spec)
+    """Make the streams that are missing and check the others; once per connection."""
+    if transport not in _ensured:
+        for spec in SPECS:
+            await transport.ensure_stream(spec)
+        _ensured.add(transport)
 
 
 def task_consumer(subjects: Subjects, agent: str, priority: str, ack_wait: float = ACK_WAIT) -> ConsumerSpec:

@@ -29,7 +29,6 @@ class Pulse:
 
     Args:
         transport: The connection.
-        ack_wait: Seconds after which the broker gives a silent task to somebody else.
         in_hand: The worker's attempts, by stream sequence.
         chore: Runs a coroutine beside everything else.
     """
@@ -37,21 +36,22 @@ class Pulse:
     def __init__(
         self,
         transport: Transport,
-        ack_wait: float,
         in_hand: Mapping[int, Attempt],
         chore: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         self._transport = transport
-        self._period = ack_wait / 3
         self._in_hand = in_hand
         self._chore = chore
         self._busy = asyncio.Event()
+        self._period = 0.0
 
     def wake(self) -> None:
         """There is something in hand."""
         self._busy.set()
 
-    async def run(self) -> None:
+    async def run(self, ack_wait: float) -> None:
+        """Beat until cancelled. `ack_wait`: seconds after which the broker gives a silent task to somebody else."""
+        self._period = ack_wait / 3
         loop = asyncio.get_running_loop()
         tick = min(TICK, self._period / 2)
         while True:

@@ -11,9 +11,9 @@ import msgspec
 
 from agentmesh.errors import DeliveryError, InvalidMessageError, NoSuchTaskError
 from agentmesh.subjects import Subjects
-from agentmesh.tasks import slot
+from agentmesh.tasks import history, slot
 from agentmesh.tasks.layout import RESULTS, TASKS
-from agentmesh.tasks.wire import ResultBody, decode_result, decode_task
+from agentmesh.tasks.wire import Failure, ResultBody, decode_result, decode_task
 from agentmesh.tasks.worker import WHERE, Running, WhereQuery
 from agentmesh.transport import StoredMessage, Transport
 
@@ -38,7 +38,7 @@ class TaskStatus:
     priority: str = ""
     """Known while it is undecided."""
     attempt: int = 0
-    """The running attempt, or the one that decided."""
+    """The running attempt, or the last one."""
     worker: str = ""
     """The node of that attempt."""
     seconds: float | None = None
@@ -47,7 +47,7 @@ class TaskStatus:
     decided_at: datetime | None = None
     deadline: datetime | None = None
     reason: str = ""
-    """Why it did not complete."""
+    """Why it did not complete, or why its last attempt failed."""
     result: Any = None
     """As plain data, when it completed."""
 
@@ -83,7 +83,8 @@ class Statuses:
             if decided is None:
                 raise NoSuchTaskError(task_id)
             return _decided(decided)
-        return _undecided(queued, running)
+        past = (await history.read(self._transport, self._subjects, task_id)).failures
+        return _undecided(queued, running, past[-1] if past else None)
 
     async def ls(self, state: str = "", limit: int = 100) -> list[TaskStatus]:
         """Up to `limit` tasks in `state` (empty: any): undecided, oldest first, then decided, newest first."""
@@ -120,22 +121,14 @@ class Statuses:
         return None
 
     async def _queue(self) -> AsyncIterator[StoredMessage]:
-        start = 1
-        while True:
-            batch = await self._transport.messages(TASKS, self._subjects.task_door() + ".>", start=start, limit=_PAGE)
-            for stored in batch:
-                start = stored.sequence + 1
-                yield stored
-            if len(batch) < _PAGE:
-                break
-        start = 1
-        while True:
-            batch = await self._transport.messages(TASKS, self._subjects.task_door(), start=start, limit=_PAGE)
-            for stored in batch:
-                start = stored.sequence + 1
-                yield stored
-            if len(batch) < _PAGE:
-                return
+        for pattern in self._subjects.all_tasks():
+            start, full = 1, True
+            while full:
+                batch = await self._transport.messages(TASKS, pattern, start=start, limit=_PAGE)
+                full = len(batch) == _PAGE
+                for stored in batch:
+                    start = stored.sequence + 1
+                    yield stored
 
     async def _all_undecided(self, limit: int) -> list[TaskStatus]:
         running = {entry.task_id: entry for entry in await self.where()}
@@ -152,7 +145,7 @@ class Statuses:
         found: list[TaskStatus] = []
         if info is None:
             return found
-        pattern, end = self._subjects.results() + ".*", info.last_sequence
+        pattern, end = self._subjects.all_results(), info.last_sequence
         while end >= max(1, info.first_sequence) and len(found) < limit:
             start = max(1, end - _PAGE + 1)
             page = await self._transport.messages(RESULTS, pattern, start=start, limit=end - start + 1)
@@ -173,7 +166,7 @@ def _task_id(stored: StoredMessage) -> str:
         return f"bad-{stored.sequence}"
 
 
-def _undecided(stored: StoredMessage, running: dict[str, Running]) -> TaskStatus:
+def _undecided(stored: StoredMessage, running: dict[str, Running], last: Failure | None = None) -> TaskStatus:
     task_id = _task_id(stored)
     at_work = running.get(task_id)
     state = "waiting" if at_work is None else "running"
@@ -187,11 +180,12 @@ def _undecided(stored: StoredMessage, running: dict[str, Running]) -> TaskStatus
         task_type=body.task_type,
         agent_id=body.agent_id or "",
         priority=body.lane(),
-        attempt=at_work.attempt if at_work else 0,
+        attempt=at_work.attempt if at_work else last.attempt if last else 0,
         worker=at_work.worker if at_work else "",
         seconds=at_work.seconds if at_work else None,
         submitted_at=stored.time,
         deadline=body.deadline,
+        reason=f"{last.error_type}: {last.message}" if last else "",
     )
 
 

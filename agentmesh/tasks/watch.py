@@ -17,6 +17,7 @@ from agentmesh.errors import BrokerError, ConnectionLostError
 from agentmesh.ids import new_id, now
 from agentmesh.subjects import Subjects
 from agentmesh.tasks import slot
+from agentmesh.tasks.layout import ensure_streams
 from agentmesh.tasks.wire import ResultBody, decode_result
 from agentmesh.transport import Message, Transport
 
@@ -88,6 +89,7 @@ class Results:
         """Hear results from now on."""
         async with self._starting:
             if not self._listening:
+                await ensure_streams(self._transport)
                 await self._transport.subscribe(self._subjects.results(), self._on_result)
                 self._transport.on_state(self._on_state)
                 self._listening = True

@@ -26,6 +26,9 @@ log = logging.getLogger("agentmesh.tasks")
 CANCEL, WHERE = "cancel", "where"
 """Control subjects: the prompt to look whether a task was cancelled, and the question who runs it."""
 
+LAST_WORDS = 1.0
+"""Seconds that `stop` gives to each: cancelled handlers, and giving back the tasks of those that go on."""
+
 PAUSE_AFTER_ERROR = 0.5
 """Seconds a worker waits when the broker refuses what it needs."""
 
@@ -70,7 +73,7 @@ class TaskWorker:
         slots: Tasks run at the same time.
         prefetch: Tasks held beyond that, so that the next one is here when a slot gets free.
         node: Name of this process in results and histories.
-        ack_wait: Seconds, see above. All workers of an agent must use the same.
+        ack_wait: Seconds, see above. The first worker of an agent sets it for all.
     """
 
     def __init__(
@@ -99,8 +102,8 @@ class TaskWorker:
         self._held: deque[Attempt] = deque()
         self._lives: set[asyncio.Task[None]] = set()
         self._chores: set[asyncio.Task[None]] = set()
-        self._pulse = Pulse(transport, ack_wait, self._in_hand, self._chore)
-        self._loops: list[asyncio.Task[None]] = []
+        self._pulse = Pulse(transport, self._in_hand, self._chore)
+        self._loops: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
         self._stopping = False
 
@@ -114,33 +117,33 @@ class TaskWorker:
     async def start(self) -> None:
         """Make what is missing at the broker, and begin to take tasks."""
         await ensure_streams(self._transport)
-        await self._lanes.start()
+        ack_wait = await self._lanes.start()
         for what, callback in ((CANCEL, self._on_cancel), (WHERE, self._on_where)):
             self._subscriptions.append(await self._transport.subscribe(self._subjects.control(what), callback))
         loop = asyncio.get_running_loop()
-        self._loops = [
+        self._loops = {
             loop.create_task(self._serve(), name=f"tasks of {self.agent}"),
-            loop.create_task(self._pulse.run(), name=f"task heartbeats of {self.agent}"),
-        ]
+            loop.create_task(self._pulse.run(ack_wait), name=f"task heartbeats of {self.agent}"),
+        }
 
     async def stop(self, grace: float = 10.0) -> None:
         """Take no more tasks and finish those that run; what is not done within `grace` seconds is given back.
 
-        Returns after `grace` seconds and a few round trips at most: another worker has the rest at once.
+        Returns after `grace` seconds and a few round trips; after 2 seconds more, if handlers ignore that they are
+        cancelled or the broker does not answer.
         """
         self._stopping = True
         self._wake.set()
-        if self._lives:
-            await asyncio.wait(self._lives, timeout=grace)
-        for attempt in list(self._in_hand.values()):
+        await _ended(self._lives, grace)
+        for attempt in self._in_hand.values():
             attempt.interrupt(STOPPED)
-        if self._lives:
-            await asyncio.wait(self._lives, timeout=2.0)
-        for work in [*self._lives, *self._loops]:
+        await _ended(self._lives, LAST_WORDS)
+        for attempt in self._in_hand.values():
+            self._chore(attempt.abandon())
+        await _ended(self._chores, LAST_WORDS)
+        for work in (*self._lives, *self._chores, *self._loops):
             work.cancel()
-        if self._chores:
-            await asyncio.wait(self._chores, timeout=2.0)
-        await asyncio.gather(*self._lives, *self._loops, return_exceptions=True)
+        await _ended(self._loops, LAST_WORDS)
         await self._lanes.stop()
         for subscription in self._subscriptions:
             await subscription.unsubscribe()
@@ -189,9 +192,9 @@ class TaskWorker:
             life = asyncio.get_running_loop().create_task(attempt.live(), name="task")
             attempt.task = life
             self._lives.add(life)
-            life.add_done_callback(partial(self._ended, attempt))
+            life.add_done_callback(partial(self._forget, attempt))
 
-    def _ended(self, attempt: Attempt, life: asyncio.Task[None]) -> None:
+    def _forget(self, attempt: Attempt, life: asyncio.Task[None]) -> None:
         self._lives.discard(life)
         self._in_hand.pop(attempt.delivery.sequence, None)
         if not life.cancelled() and (error := life.exception()) is not None:
@@ -227,6 +230,11 @@ class TaskWorker:
         found = [entry for task_id, entry in self.running.items() if not wanted or task_id == wanted]
         if found and message.reply:
             self._chore(self._transport.publish(message.reply, _encode(found)))
+
+
+async def _ended(work: set[asyncio.Task[None]], timeout: float) -> None:
+    if work:
+        await asyncio.wait(work, timeout=timeout)
 
 
 def _running(attempt: Attempt) -> Running:

@@ -227,6 +227,51 @@ async def test_a_handler_that_ignores_its_cancellation_does_not_keep_its_task(st
     assert (await job.status()).state == "failed"
 
 
+async def test_a_worker_stops_in_time_though_a_handler_ignores_it(stage: Stage) -> None:
+    worker = await stage.work(slots=2)
+    job = await stage.client.submit(Stubborn(), to="worker")
+    await stage.handlers.has_started()
+    begun = time.monotonic()
+
+    await worker.stop(grace=0.0)
+
+    assert time.monotonic() - begun < 2.5
+    stage.handlers.release.set()
+    await stage.handlers.is_idle()
+    await stage.work()
+    await job.outcome()
+
+
+async def test_a_worker_keeps_to_the_ack_wait_that_is_in_effect(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    first = await stage.work(ack_wait=0.5)
+    await first.stop()
+    await stage.work(ack_wait=30.0)
+    job = await stage.client.submit(Nap(seconds=1.2), to="worker")
+
+    assert await job.result(5) == "rested"
+    assert stage.handlers.attempts(job.id) == [1]
+    assert "ack_wait" in caplog.text
+
+
+async def test_waiting_for_a_task_on_an_empty_server_is_just_waiting(own: Stage) -> None:
+    with pytest.raises(DeadlineExceededError):
+        await own.client.job("unknown", Double).result(0.2)
+    with pytest.raises(NoSuchTaskError):
+        await own.client.get("unknown")
+    assert await own.client.ls() == []
+    assert await own.client.dead_ls() == []
+
+
+async def test_a_task_that_waits_for_its_next_attempt_says_why(stage: Stage) -> None:
+    await stage.work()
+    job = await stage.client.submit(Fail(message="try me"), to="worker")
+
+    async def told() -> bool:
+        return (await job.status()).reason == "ValueError: try me"
+
+    await eventually(told)
+
+
 async def test_e8_a_task_whose_deadline_passes_in_the_queue_is_expired_and_not_run(stage: Stage) -> None:
     job = await stage.client.submit(Double(n=1), to="worker", deadline=0.3)
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import time
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from agentmesh.errors import QueueFullError, TaskDeadError
 from agentmesh.tasks import TaskContext, layout
 from agentmesh.tasks.dispatch import Dispatcher
 from agentmesh.tasks.lanes import LOW_TURN
-from tests.harness import Server
+from tests.harness import Server, eventually
 from tests.tasks.conftest import OpenStage, Stage
 from tests.tasks.kinds import Double, Hold, Nap
 
@@ -92,10 +93,36 @@ async def test_a_batch_waits_for_room_in_a_full_queue(
     assert await stage.client.map(Double, range(60), to="worker", limit=30) == [2 * n for n in range(60)]
 
 
+async def test_e9_without_room_for_results_the_queue_waits_and_nothing_is_lost(
+    server: Server, open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bounds(monkeypatch, layout.RESULTS, max_bytes=8_000)
+    stage = await open_stage(server.url)
+    await stage.work()
+    jobs = [await stage.client.submit(Double(n=number), to="worker") for number in range(40)]
+    waiting = asyncio.gather(*(job.result() for job in jobs))
+    await eventually(lambda: "cannot be stored" in caplog.text)
+    assert not waiting.done()
+
+    results = await stage.transport.stream_info(layout.RESULTS)
+    assert results is not None
+    roomy = json.dumps({**results.config, "max_bytes": 1_000_000}).encode()
+    await stage.transport.request("$JS.API.STREAM.UPDATE.RESULTS", roomy, timeout=5.0)
+
+    async with asyncio.timeout(10):
+        assert await waiting == [2 * number for number in range(40)]
+    assert len(stage.handlers.started) == 40
+
+
+def bounds(monkeypatch: pytest.MonkeyPatch, stream: str, **changes: Any) -> None:
+    """Make the stream with other bounds."""
+    specs = [dataclasses.replace(spec, **changes) if spec.name == stream else spec for spec in layout.SPECS]
+    monkeypatch.setattr(layout, "SPECS", tuple(specs))
+
+
 async def small_queues(server: Server, open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch) -> Stage:
     """A stage whose queues take 5 tasks."""
-    tasks, *rest = layout.SPECS
-    monkeypatch.setattr(layout, "SPECS", (dataclasses.replace(tasks, max_msgs_per_subject=5), *rest))
+    bounds(monkeypatch, layout.TASKS, max_msgs_per_subject=5)
     return await open_stage(server.url)
 
 
