@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from agentmesh.client import Client
     from agentmesh.config import Override, Settings
     from agentmesh.runfile import RunFile
+    from agentmesh.subjects import Subjects
     from agentmesh.transport import TransportOptions
 
 T = TypeVar("T")
@@ -165,16 +166,22 @@ class Session:
         found = self.running if self.settings.origin("tenant") == "default" else None
         return found.tenant if found else self.settings.tenant
 
+    @cached_property
+    def subjects(self) -> Subjects:
+        """The tenant's subjects; they check names."""
+        from agentmesh.subjects import Subjects
+
+        return Subjects(self.tenant)
+
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Client]:
         """`async with session.connect() as mesh`. A command never starts a broker of its own for this."""
         from agentmesh.client import Client
-        from agentmesh.subjects import Subjects
         from agentmesh.transport import Transport
 
-        subjects = Subjects(self.tenant)
+        self.timeout()  # what is typed wrongly is said even where there is no broker
         async with await Transport.connect(self.transport_options()) as transport:
-            yield Client(transport, subjects, "cli")
+            yield Client(transport, self.subjects, "cli")
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end; Ctrl-C cancels it."""

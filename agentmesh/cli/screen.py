@@ -14,6 +14,7 @@ from agentmesh.up.plan import UpPlan
 from agentmesh.version import __version__
 
 _WIDTH = 12
+_TROUBLE = ("restarting", "failed")
 
 
 @dataclass
@@ -84,7 +85,7 @@ class Screen:
         kind = f"embedded {event.version}, JetStream" if event.embedded else f"nats-server {event.version}"
         self._bullet("broker", event.url, kind)
         if event.embedded and event.store:
-            self._bullet("storage", _short(event.store), "survives restarts (--store memory: does not)")
+            self._bullet("storage", f"{_short(event.store)}/", "survives restarts (--store memory: does not)")
         elif event.embedded:
             self._bullet("storage", "memory", "gone when this ends (--store DIR: kept)")
 
@@ -98,10 +99,13 @@ class Screen:
 
     def _agent(self, event: events.AgentState) -> None:
         agent = self._agents.setdefault(event.name, _Shown(event.isolation, 1))
+        before = agent.states.get((event.node, event.replica), "")
         agent.states[event.node, event.replica] = event.state
         agent.messages = event.messages or agent.messages
         agent.problem = event.problem or agent.problem
-        if self._is_ready and not self._is_stopping:
+        # Replicas that come and go in good order belong to a reload or a change of scale; that is said elsewhere.
+        notable = event.state in _TROUBLE or before in _TROUBLE or self._out.verbose
+        if self._is_ready and not self._is_stopping and notable and event.state != before:
             color = {"ready": "green", "failed": "red"}.get(event.state, "yellow")
             why = f": {event.problem}" if event.problem else ""
             self._line(f"~ {event.name}.{event.replica} {self._out.style(event.state, color)}{why}")
@@ -138,7 +142,7 @@ class Screen:
         self._line(f"~ {event.process} {event.reason}; started again ({event.restarts})")
 
     def _reloaded(self, event: events.Reloaded) -> None:
-        files = ", ".join(event.files)
+        files = ", ".join(map(_short, event.files))
         if event.problem:
             self._line(self._out.style(f"~ {files} changed, the old code runs on:", "red"))
             self._line(event.problem.rstrip())
@@ -160,7 +164,7 @@ class Screen:
         done = f"finished {event.drained}, gave back {event.given_back} in {event.seconds:.1f} s"
         how = "stopped, some of it by force" if event.killed else "stopped"
         store = self._plan.broker.store
-        kept = f". Data kept in {_short(str(store))}" if self._plan.broker.embedded and store is not None else ""
+        kept = f". Data kept in {_short(str(store))}/" if self._plan.broker.embedded and store is not None else ""
         self._line(f"{how}: {done}{kept}")
 
     # ------------------------------------------------------------ lines
@@ -176,6 +180,6 @@ class Screen:
 def _short(path: str) -> str:
     """A path as seen from here, if it is below."""
     try:
-        return f"{Path(path).relative_to(Path.cwd())}/"
+        return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
         return path

@@ -50,7 +50,7 @@ def test_a_start_shows_what_is_up_and_the_next_command(capsys: pytest.CaptureFix
     assert text.startswith("agentmesh 0.")
     assert " · hello · tenant default · Python 3." in text
     assert "● broker     nats://127.0.0.1:4222    embedded 2.15.1, JetStream" in text
-    assert "● storage    .agentmesh               survives restarts" in text
+    assert "● storage    .agentmesh/              survives restarts" in text
     assert "● tools      tools-1                  hello.tools" in text
     words = [line.split() for line in text.splitlines()]
     assert ["greeter", "2/2", "shared", "ready", "Greet,", "Prompt*"] in words
@@ -98,5 +98,5 @@ def test_with_json_each_event_is_one_line(capsys: pytest.CaptureFixture[str]) ->
     lines = [json.loads(line) for line in shown(capsys, json=True).splitlines()]
 
     assert [line["event"] for line in lines][:3] == ["broker_ready", "service_ready", "agent_state"]
-    assert lines[-1]["kind"] == "ready"
+    assert lines[-1]["event"] == "ready"
     assert (lines[-1]["seconds"], lines[-1]["failed"]) == (0.93, 1)

@@ -1,0 +1,75 @@
+"""`agentmesh demo` reviews real files, and `agentmesh bench` measures this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+
+SOURCE = '''\
+import os
+
+
+def f(items=[]):
+    """Appends."""
+    items.append(eval("1"))
+    return items
+'''
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    """A folder with Python files that have findings."""
+    pytest.importorskip("ruff")
+    pytest.importorskip("radon")
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "bad.py").write_text(SOURCE)
+    (folder / "broken.py").write_text("def f(:\n")
+    return folder
+
+
+async def test_demo_prints_what_to_fix_first_and_writes_the_report(alone: Cli, code: Path, tmp_path: Path) -> None:
+    ran = await alone("demo", str(code), "--out", "report")
+
+    assert ran.code == 0, ran.err
+    assert "in 2 files" in ran.out
+    assert "bad.py" in ran.out
+    assert "review.html" in ran.err
+    assert {path.name for path in (tmp_path / "report").iterdir()} >= {"review.html", "review.sarif"}
+    assert sorted(os.listdir(code)) == ["bad.py", "broken.py"]
+
+
+async def test_demo_with_a_store_compares_with_the_review_before(alone: Cli, code: Path) -> None:
+    arguments = ("demo", str(code), "--out", "report", "--store", "store", "--json")
+    first = (await alone(*arguments)).json
+    (code / "broken.py").unlink()
+
+    second = (await alone(*arguments)).json
+
+    assert (first["files"], second["files"]) == (2, 1)
+    assert first["earlier_at"] is None
+    assert (second["new"], second["fixed"] > 0) == (0, True)
+
+
+async def test_demo_of_nothing_says_so(alone: Cli, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+
+    assert (await alone("demo", "nowhere")).code == 2
+    ran = await alone("demo", "empty")
+    assert ran.code == 1
+    assert "no Python files in empty" in ran.err
+
+
+async def test_bench_measures_every_kind_of_message(alone: Cli) -> None:
+    ran = await alone("bench", "--duration", "200ms", "--json")
+
+    measured = json.loads(ran.out)
+    assert ran.code == 0
+    assert len(measured["rows"]) == 5
+    assert all(row["rate"] > 0 and row["means"] for row in measured["rows"])
+    assert measured["machine"]["broker"].startswith("2.")
