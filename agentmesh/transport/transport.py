@@ -144,7 +144,11 @@ class Transport:
         return await self.connection.inbox.request(subject, data, timeout=timeout, headers=headers)
 
     async def request_many(self, subject: str, data: bytes, *, timeout: float, stall: float) -> list[Message]:
-        """Every reply to a request, until none came for `stall` seconds or `timeout` seconds passed; may be empty."""
+        """Every reply to a request; may be empty.
+
+        The first is waited for up to `timeout` seconds (nobody there is known at once); after that `stall` seconds of
+        silence, or `timeout` in all, end the wait.
+        """
         replies: list[Message] = []
         arrived = asyncio.Event()
 
@@ -157,7 +161,7 @@ class Transport:
             await self.publish(subject, data, inbox.subject)
             async with asyncio.timeout(timeout):
                 while True:
-                    async with asyncio.timeout(stall):
+                    async with asyncio.timeout(stall if replies else None):
                         await arrived.wait()
                     arrived.clear()
                     if is_no_responders(replies[-1]):
