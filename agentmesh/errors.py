@@ -759,6 +759,8 @@ class RestartIntensityError(SupervisionError):
         self.last = last
 
     def __str__(self) -> str:
+        if not self.restarts:
+            return f"{self.child} failed{': ' + self.last if self.last else ''}"
         why = f"; last: {self.last}" if self.last else ""
         return f"{self.child} failed again after {self.restarts} restarts in {self.period:g} s{why}"
 

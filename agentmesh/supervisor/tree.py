@@ -56,7 +56,10 @@ class Child(Protocol):
     """What a supervisor needs of a running child."""
 
     async def stop(self, timeout: float) -> None:
-        """End it in good order within `timeout` seconds, and by force after that."""
+        """End it in good order within `timeout` seconds, and by force after that.
+
+        Also called, with 0, when the child has ended by itself and is not started again.
+        """
 
     async def wait(self) -> Exit:
         """Wait for the end of the child. May be cancelled, which changes nothing for the child."""
@@ -111,6 +114,8 @@ class _Entry:
         self.spec = spec
         self.state: Literal["starting", "running", "restarting", "ended"] = "starting"
         self.child: Child | None = None
+        self.last: Child | None = None
+        """The last one that ran; what it still holds is let go when it is not started again."""
         self.watcher: asyncio.Task[None] | None = None
         self.restarts = 0
 
@@ -274,7 +279,7 @@ class Supervisor:
         return entry
 
     def _run(self, entry: _Entry, child: Child) -> None:
-        entry.child, entry.state = child, "running"
+        entry.child, entry.last, entry.state = child, child, "running"
         name = f"{self.name}: watch {entry.spec.name}"
         entry.watcher = asyncio.get_running_loop().create_task(self._watch(entry, child), name=name)
         self._tell("started", entry)
@@ -294,6 +299,7 @@ class Supervisor:
         entry.state = "ended"
         self._tell("exited", entry, str(exit))
         if not entry.spec.wants_restart(exit):
+            await self._let_go(entry)
             if entry.spec.restart == "temporary":
                 self._entries.pop(entry.spec.name, None)
             return
@@ -357,6 +363,7 @@ class Supervisor:
     async def _escalate(self, entry: _Entry, exit: Exit) -> None:
         error = RestartIntensityError(entry.spec.name, self.policy.max_restarts, self.policy.period, str(exit))
         self._tell("gave_up", entry, str(exit))
+        await self._let_go(entry)
         await self._stop_all(None)
         self._finish(Exit(error, str(error)))
         if self._on_escalation is not None:
@@ -380,6 +387,12 @@ class Supervisor:
         if child is not None:
             await self._stop_one(entry.spec, child, timeout)
             self._tell("stopped", entry)
+
+    async def _let_go(self, entry: _Entry) -> None:
+        """A child that has ended for good, such as an agent whose mailbox would else outlive it."""
+        last, entry.last = entry.last, None
+        if last is not None:
+            await self._stop_one(entry.spec, last, 0.0)
 
     async def _stop_one(self, spec: ChildSpec, child: Child, timeout: float | None = None) -> None:
         patience = spec.shutdown_timeout if timeout is None else min(timeout, spec.shutdown_timeout)

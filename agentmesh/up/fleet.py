@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from agentmesh.errors import AgentMeshError, ConfigError, NoSuchAgentError, SupervisionError
+from agentmesh.errors import AgentMeshError, ConfigError, NoSuchAgentError
 from agentmesh.registry import PRESENCE, AgentInfo, near_misses
 from agentmesh.subjects import Subjects
 from agentmesh.supervisor import ChildSpec, ProcessChild, RestartPolicy, Supervisor, SupervisorEvent
@@ -77,13 +77,17 @@ class Fleet:
         self._problems: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
         self._retired: set[str] = set()
+        self._candidates: set[str] = set()
+        """Nodes with new code that have not proved yet that they can replace the old ones: nobody hears of them."""
         self._generations: dict[str, int] = {}
         self._presence: Subscription | None = None
+        self._tree = Supervisor("fleet")
         self._changing = asyncio.Lock()
 
     # ------------------------------------------------------------ start and stop
     async def start(self, tree: Supervisor, memory_path: str) -> None:
         """Start everything at once, as children of `tree`. What cannot start is reported, and the rest runs."""
+        self._tree = tree
         self._presence = await self._transport.subscribe(self._subjects.control(PRESENCE), self._on_presence)
         starts = []
         if self.plan.memory.enabled:
@@ -101,13 +105,13 @@ class Fleet:
         starts.append(tree.add(self._group("nodes", nodes)))
         await asyncio.gather(*starts)
 
-    async def stop(self, tree: Supervisor) -> None:
+    async def stop(self) -> None:
         """Stop everything in the reverse order: nodes first, so that what they finish finds its tools and memory."""
         self._retired.update(self.members)
-        there = {child.name for child in tree.children()}
+        there = {child.name for child in self._tree.children()}
         for name in ("nodes", "tools", "memory"):
             if name in there:
-                await tree.remove(name)
+                await self._tree.remove(name)
         if self._presence is not None:
             await self._presence.unsubscribe()
 
@@ -266,9 +270,8 @@ class Fleet:
         if member.state != "failed":
             await member.restart()
             return
-        if member.kind == "memory":
-            raise SupervisionError("the memory service has given up; start the mesh again")
-        await self._groups["nodes" if member.kind == "node" else "tools"].add(member.spec(patient=False))
+        group = {"node": self._groups["nodes"], "tools": self._groups["tools"], "memory": self._tree}[member.kind]
+        await group.add(member.spec(patient=False))
 
     # ------------------------------------------------------------ reload
     async def reload(self, files: Iterable[str] | None = None) -> Reloaded | None:
@@ -313,6 +316,7 @@ class Fleet:
         old = self.members[name].process
         broken_before = set(_problems_of(old)) if old is not None and old.alive else set(self.agents)
         member = self._node(node)
+        self._candidates.add(node.name)
         try:
             await self._groups["nodes"].add(member.spec(patient=False))
             problems = _problems_of(member.process)
@@ -323,6 +327,9 @@ class Fleet:
         if newly_broken:
             await self._retire(node.name)
             return newly_broken[0]
+        self._candidates.discard(node.name)
+        if member.process is not None:
+            self._on_started(member, member.process)
         await self._retire(name)
         return next(iter(problems.values()), "")
 
@@ -338,6 +345,7 @@ class Fleet:
             if node == name:
                 self._note(agent, replica, node, "stopped", "")
                 del self._states[agent, replica, node]
+        self._candidates.discard(name)
         self.nodes.pop(name, None)
         self.members.pop(name, None)
 
@@ -351,6 +359,8 @@ class Fleet:
 
     # ------------------------------------------------------------ what the processes tell
     def _on_event(self, member: Member, event: SupervisorEvent) -> None:
+        if member.name in self._candidates:
+            return
         if event.kind == "exited" and member.name not in self._retired:
             self._reasons[member.name] = event.detail
             if member.started_at is None:
@@ -366,6 +376,8 @@ class Fleet:
             self._note_all(member.name, "failed", event.detail.splitlines()[0])
 
     def _on_started(self, member: Member, process: ProcessChild) -> None:
+        if member.name in self._candidates:
+            return
         self._emit(ServiceReady(service=member.kind, process=member.name, pid=process.pid))
         for entry in msgspec.convert(process.said.get("agents", []), list[AgentInfo]):
             self._messages[entry.name] = _names(entry) or self._messages.get(entry.name, ())
@@ -379,7 +391,7 @@ class Fleet:
         if fields.get("event") == "drained":
             self.finished += int(str(fields.get("finished", 0)))
             self.given_back += int(str(fields.get("given_back", 0)))
-        elif fields.get("event") == "agent" and name in self.nodes:
+        elif fields.get("event") == "agent" and name in self.nodes and name not in self._candidates:
             agent = str(fields.get("name"))
             for replica in self.nodes[name].replicas(agent):
                 self._note(agent, replica, name, str(fields.get("state")), str(fields.get("problem", "")))
@@ -391,7 +403,8 @@ class Fleet:
             return  # somebody else's; those of our nodes are well-formed
         for info in infos:
             member = self.members.get(info.node)
-            if info.node in self.nodes and member and member.process and member.process.said:
+            known = info.node in self.nodes and info.node not in self._candidates
+            if known and member and member.process and member.process.said:
                 self._note_info(info)  # before that its ready line will tell more
 
     def _note_info(self, info: AgentInfo) -> None:

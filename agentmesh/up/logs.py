@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
@@ -20,6 +21,9 @@ KEPT_LINES = 5_000
 MAX_FILE_BYTES = 8 * 1024 * 1024
 KEPT_FILES = 3
 """Older files beside the current one: `node-1.log.1` is the youngest of them."""
+
+
+_SUCCESSOR = re.compile(r"-r\d+$")  # a node that took over after a reload goes on in the file of the first one
 
 
 class Line(msgspec.Struct):
@@ -64,9 +68,10 @@ class LogBook:
         self._number += 1
         line = Line(self._number, now(), source, text)
         self._lines.append(line)
-        file = self._files.get(source)
+        name = _SUCCESSOR.sub("", source)
+        file = self._files.get(name)
         if file is None:
-            file = self._files[source] = _RotatingFile(self._folder / f"{source}.log")
+            file = self._files[name] = _RotatingFile(self._folder / f"{name}.log")
         file.write(f"{line.at:%Y-%m-%dT%H:%M:%S}Z {text}\n")
         self._on_line(source, text)
 

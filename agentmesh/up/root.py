@@ -114,7 +114,7 @@ class Up:
         finally:
             for waiting in (starting, asked, over):
                 waiting.cancel()
-            await asyncio.wait({starting, asked, over})
+            await asyncio.gather(starting, asked, over, return_exceptions=True)
             await self._end(tree)
 
     async def _start(self, tree: Supervisor, began: float) -> None:
@@ -181,7 +181,8 @@ class Up:
         loop = asyncio.get_running_loop()
         began = loop.time()
         self._asked.set()  # from now on a signal kills
-        self._emit(Stopping(reason=self._why or "a failure", grace=self.plan.grace))
+        if self.fleet is not None:
+            self._emit(Stopping(reason=self._why or "a failure", grace=self.plan.grace))
         runfile.remove(self.plan.folder)
         if self._watching is not None:
             self._watching.cancel()
@@ -190,7 +191,7 @@ class Up:
             if chore is not None:
                 await chore.stop()
         if self.fleet is not None:
-            await self.fleet.stop(tree)
+            await self.fleet.stop()
         if self._operations is not None:
             await self._operations.stop()
         if self.transport is not None:
@@ -198,9 +199,15 @@ class Up:
         await tree.stop()
         if self._broker is not None:
             await self._broker.stop()
-        finished, left = (self.fleet.finished, self.fleet.given_back) if self.fleet else (0, 0)
-        killed = self._killed or (self.fleet is not None and self.fleet.forced)
-        self._emit(Stopped(drained=finished, given_back=left, seconds=loop.time() - began, killed=killed))
+        if self.fleet is not None:
+            self._emit(
+                Stopped(
+                    drained=self.fleet.finished,
+                    given_back=self.fleet.given_back,
+                    seconds=loop.time() - began,
+                    killed=self._killed or self.fleet.forced,
+                )
+            )
 
     # ------------------------------------------------------------ parts
     def _memory_path(self) -> str:

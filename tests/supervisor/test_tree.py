@@ -160,6 +160,20 @@ async def test_c3_a_crash_loop_ends_with_the_intensity_and_stops_the_siblings(ya
     assert supervisor.children() == []
 
 
+async def test_a_child_that_is_not_started_again_lets_go_of_what_it_holds(yard: Yard) -> None:
+    supervisor = Supervisor("s", policy=FAST)
+    await supervisor.start([yard.spec("a", "temporary")])
+    yard.parts["a"].crash()
+    await settled()
+    assert yard.log == ["start a", "stop a"]
+
+    looping = Supervisor("s", policy=RestartPolicy(max_restarts=0))
+    await looping.start([yard.spec("b")])
+    yard.parts["b"].crash()
+    await looping.wait()
+    assert yard.log[-1] == "stop b"
+
+
 async def test_c3_a_start_that_fails_counts_as_a_failure(yard: Yard) -> None:
     supervisor = Supervisor("s", policy=FAST)
     await supervisor.start([yard.spec("a")])

@@ -70,6 +70,8 @@ async def test_a_broken_edit_keeps_the_old_code_and_shows_the_error(start_mesh: 
     assert "NameError: name 'Agnet' is not defined" in reloaded.problem
     assert await mesh.raw("greeter", "Where") == before
     assert set(await mesh.pids()) == {"node-1"}
+    assert not mesh.all(AgentState, state="failed")
+    assert not mesh.all(Warned)
 
     mesh.events.clear()
     await edited(project, "class Greeter(Agnet):", "class Greeter(Agent):")

@@ -17,6 +17,7 @@ from agentmesh.errors import (
     ConfigError,
     NoRespondersError,
     NoSuchAgentError,
+    RestartIntensityError,
 )
 from agentmesh.ids import now
 from agentmesh.supervisor import RestartPolicy
@@ -249,6 +250,37 @@ async def test_c3_an_agent_that_is_given_up_alone_in_its_process_gets_a_fresh_pr
 
     assert "exit code 70" in restarted.reason
     assert await mesh.raw("greeter", "Where") != before
+
+
+async def test_c3_an_agent_that_is_given_up_beside_others_stays_down_until_it_is_restarted(
+    start_mesh: StartMesh,
+) -> None:
+    mesh = await start_mesh(GREETER, ADDER, policy=RestartPolicy(max_restarts=0))
+    client = await mesh.client()
+    before = (await mesh.pids())["node-1"]
+
+    await client.transport.publish(client.subjects.mailbox("greeter"), b'{"message_type":"Stumble","content":{}}')
+    failed = await mesh.event(AgentState, name="greeter", state="failed")
+
+    assert "ValueError: stumbled" in failed.problem
+    with pytest.raises(NoSuchAgentError):
+        await mesh.raw("greeter", "Hi", name="Ada")
+    await mesh.ask("restart", name="greeter")
+    assert await mesh.raw("greeter", "Hi", name="Ada") == "Hello Ada"
+    assert (await mesh.pids())["node-1"] == before
+
+
+async def test_c3_a_broker_that_is_given_up_ends_the_mesh_with_its_reason(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(GREETER, process_policy=RestartPolicy(max_restarts=0))
+    pids = await mesh.pids()
+    assert mesh.up._broker is not None
+    assert mesh.up._broker.pid is not None
+
+    os.kill(mesh.up._broker.pid, signal.SIGKILL)
+
+    with pytest.raises(RestartIntensityError, match="broker failed: nats-server ended with code -9"):
+        await mesh.over()
+    assert not [pid for pid in pids.values() if alive(pid)]
 
 
 # ---------------------------------------------------------------- control
