@@ -90,3 +90,15 @@ async def test_cancelling_a_batch_cancels_its_tasks(stage: Stage) -> None:
     await stage.drained()
     assert stage.handlers.ended == []
     assert {status.state for status in await stage.client.ls()} == {"cancelled"}
+
+
+async def test_leaving_the_iteration_cancels_what_is_under_way(stage: Stage) -> None:
+    await stage.work(slots=3)
+    items = [Nap(seconds=60), Nap(seconds=60), Nap(seconds=0.01)]
+
+    async for finished in stage.client.map(Nap, items, to="worker"):
+        assert finished.index == 2
+        break
+
+    await stage.handlers.is_idle()
+    await stage.drained()

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from agentmesh.context import current
 from agentmesh.errors import (
     DeadlineExceededError,
     InvalidMessageError,
@@ -20,6 +21,7 @@ from agentmesh.errors import (
     TaskExpiredError,
     TaskFailedError,
 )
+from agentmesh.streams import StreamWriter
 from agentmesh.tasks import Chunk, Job, Progress, Restarted, TaskContext
 from agentmesh.tasks.layout import TASKS
 from tests.harness import eventually
@@ -114,6 +116,17 @@ async def test_a_retried_task_tells_its_reader_to_forget_the_first_attempt(stage
 
     assert events == [Chunk("a"), Chunk("b"), Restarted(2), Chunk("a"), Chunk("b")]
     assert await job.result(5) == "a b"
+
+
+async def test_f6_what_a_replaced_attempt_still_says_is_not_mixed_into_the_new_one(stage: Stage) -> None:
+    job = await stage.client.submit(Double(n=1), to="worker")
+    old, new = (StreamWriter(stage.transport, stage.subjects, job.id, attempt=attempt) for attempt in (1, 2))
+    for writer, text in ((old, "a"), (new, "b"), (old, "zombie"), (new, "c")):
+        await writer.append("chunk", text)
+        await writer.flush()
+    await job.cancel()
+
+    assert [event async for event in job] == [Chunk("a"), Restarted(2), Chunk("b"), Chunk("c")]
 
 
 async def test_reading_the_events_of_a_cancelled_task_ends(stage: Stage) -> None:
@@ -369,6 +382,9 @@ async def test_a_task_sees_its_id_attempt_and_idempotency_key(stage: Stage) -> N
 
     async def run(task: object, ctx: TaskContext) -> int:
         seen.append(ctx)
+        here = current()
+        assert here is not None
+        assert (here.agent, here.sender, here.message_id) == ("worker", "me", "mine")
         return 0
 
     await stage.work(run=run)
