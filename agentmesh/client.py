@@ -80,7 +80,9 @@ class Client:
 
     def bound(self, identity: str) -> Client:
         """The same connection under another name."""
-        return Client(self.transport, self.subjects, identity)
+        other = Client(self.transport, self.subjects, identity)
+        other.tasks = self.tasks  # one subscription to results, whoever waits for them
+        return other
 
     def ref(self, agent: str) -> AgentRef:
         """A reference to an agent; it need not run yet.
@@ -281,7 +283,7 @@ class Client:
             to: The agent; None lets the supervisor find one that takes this type of task.
             task_id: Your id, to make repeating safe: a second submit of the same id runs nothing again.
             priority: `high`, `normal` or `low`; None takes the task's own.
-            deadline: Seconds from now after which the task is not worth starting.
+            deadline: Seconds from now; a task that is not done by then is decided `expired`.
 
         Raises:
             QueueFullError: Not accepted.

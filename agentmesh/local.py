@@ -64,10 +64,16 @@ class LocalServices:
 def dispatcher(transport: Transport, subjects: Subjects) -> Dispatcher:
     """A dispatcher that finds the agents of a task type through the registry."""
 
-    async def locate(task_type: str) -> list[str]:
-        infos = await registry.discover(transport, subjects)
-        return sorted(
-            {info.name for info in infos if any(m.kind == "task" and m.name == task_type for m in info.messages)}
-        )
+    async def taken() -> dict[str, set[str]]:
+        """Agents by the task types they take."""
+        agents: dict[str, set[str]] = {}
+        for info in await registry.discover(transport, subjects):
+            for message in info.messages:
+                if message.kind == "task":
+                    agents.setdefault(message.name, set()).add(info.name)
+        return agents
 
-    return Dispatcher(transport, subjects, locate)
+    async def locate(task_type: str) -> list[str]:
+        return sorted((await taken()).get(task_type, ()))
+
+    return Dispatcher(transport, subjects, locate, known=taken)

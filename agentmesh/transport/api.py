@@ -51,15 +51,20 @@ async def patiently(attempt: Callable[[float], Awaitable[T]], timeout: float) ->
     Only what a restart or an election makes fail is tried again, with growing pauses and jitter; the last such
     error is raised when time is up.
     """
-    # Slow to import, and only needed once something failed.
-    from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay, wait_random_exponential
-
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
+    try:
+        return await attempt(min(ATTEMPT_TIMEOUT, timeout))
+    except TRANSIENT as error:
+        if not is_transient(error) or loop.time() >= end:
+            raise
+    # Slow to import and to make, and only needed once something failed.
+    from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay, wait_random_exponential
+
     async for trial in AsyncRetrying(
         retry=retry_if_exception(is_transient),
         wait=wait_random_exponential(multiplier=0.05, max=1.0),
-        stop=stop_before_delay(timeout),
+        stop=stop_before_delay(end - loop.time()),
         reraise=True,
     ):
         with trial:
