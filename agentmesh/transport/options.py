@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from agentmesh.errors import ConfigError
 
@@ -92,8 +92,8 @@ class TransportOptions:
             return {"user": self.user, "password": self.password, "token": self.token}
         parts = urlsplit(self.servers[0])
         if parts.username and parts.password is not None:
-            return {"user": parts.username, "password": parts.password}
-        return {"token": parts.username} if parts.username else {}
+            return {"user": unquote(parts.username), "password": unquote(parts.password)}
+        return {"token": unquote(parts.username)} if parts.username else {}
 
     def tls(self) -> dict[str, Any]:
         """TLS arguments of the client; handshake first, because it else falls back to plain text."""

@@ -127,8 +127,13 @@ class Fleet:
 
     def _group(self, kind: str, members: list[Member]) -> ChildSpec:
         async def start() -> Supervisor:
-            await asyncio.gather(*(self._groups[kind].add(member.spec()) for member in members))
-            return self._groups[kind]
+            group = self._groups[kind]
+            try:
+                await asyncio.gather(*(group.add(member.spec()) for member in members))
+            except BaseException:
+                await group.stop()  # some of them may be up already
+                raise
+            return group
 
         return ChildSpec(kind, start, shutdown_timeout=math.inf)
 

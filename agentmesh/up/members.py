@@ -176,12 +176,12 @@ class Launches:
     def memory(self, name: str, path: str) -> Launch:
         """The memory service."""
         arguments = [*self._service_arguments(), "--tenant", self._plan.tenant, "--path", path]
-        return self._launch(name, "agentmesh.memory_store", arguments, ready_text="memory ready")
+        return self._service(name, "agentmesh.memory_store", arguments, ready_text="memory ready")
 
     def tools(self, name: str) -> Launch:
         """A tool executor."""
         arguments = [*self._service_arguments(), "--tenant", self._plan.tenant, *self._plan.tools.targets]
-        return self._launch(name, "agentmesh.tools", arguments, ready_text="tools ready")
+        return self._service(name, "agentmesh.tools", arguments, ready_text="tools ready")
 
     def node(self, node: NodePlan) -> Launch:
         """A node."""
@@ -202,18 +202,20 @@ class Launches:
         )
         # With sources that change several times a second, compiled files are not told from outdated ones.
         env = {"PYTHONDONTWRITEBYTECODE": "1", **node.env} if plan.reload else node.env
-        return self._launch(node.name, "agentmesh.node", [], env=env, stdin=msgspec.json.encode(spec))
+        return self._launch(node.name, ["agentmesh.node"], env=env, stdin=msgspec.json.encode(spec))
 
     def _service_arguments(self) -> list[str]:
         creds = self._plan.broker.creds
-        return ["--nats", self._url, *(["--creds", creds] if creds else [])]
+        return ["--nats", self._plan.broker.with_credentials(self._url), *(["--creds", creds] if creds else [])]
 
-    def _launch(
-        self, name: str, module: str, arguments: list[str], env: Mapping[str, str] | None = None, **more: Any
-    ) -> Launch:
+    def _service(self, name: str, module: str, arguments: list[str], ready_text: str) -> Launch:
+        command = ["agentmesh.supervisor.service", module]
+        return self._launch(name, command, stdin=msgspec.json.encode(arguments), ready_text=ready_text)
+
+    def _launch(self, name: str, command: list[str], env: Mapping[str, str] | None = None, **more: Any) -> Launch:
         return Launch(
             name,
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-m", *command],
             cwd=str(self._plan.root.absolute()),
             env={"PYTHONPATH": _python_path(), **(env or {})},
             on_line=lambda line: self._on_line(name, line),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -51,6 +52,16 @@ class BrokerPlan:
     @property
     def embedded(self) -> bool:
         return not self.url
+
+    def with_credentials(self, url: str) -> str:
+        """`url` with the user or the token in it, for programs that take nothing else. Never to be shown."""
+        login = quote(self.token or self.user or "", safe="")
+        if self.user and not self.token:
+            login += f":{quote(self.password or '', safe='')}"
+        if not login:
+            return url
+        scheme, _, host = (url if "://" in url else f"nats://{url}").partition("://")
+        return f"{scheme}://{login}@{host.rpartition('@')[2]}"
 
 
 @dataclass(frozen=True)

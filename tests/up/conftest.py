@@ -105,8 +105,9 @@ class Env(Agent):
 class Mesh:
     """A running `Up` in this process; its broker, services and nodes are processes of their own."""
 
-    def __init__(self, plan: UpPlan) -> None:
+    def __init__(self, plan: UpPlan, login: tuple[str, str] | None = None) -> None:
         self.plan = plan
+        self._login = login or (None, None)
         self.up = Up(plan, self._heard)
         self.events: list[UpEvent] = []
         self._changed = asyncio.Event()
@@ -153,7 +154,7 @@ class Mesh:
 
     async def client(self) -> Client:
         if self._client is None:
-            transport = await Transport.connect(TransportOptions(url=self.up.url, name="test"))
+            transport = await Transport.connect(TransportOptions(self.up.url, "test", *self._login))
             self._client = Client(transport, Subjects(self.plan.tenant), "test")
         return self._client
 
@@ -216,7 +217,8 @@ async def start_mesh(project: Path) -> AsyncIterator[StartMesh]:
     async def start(*agents: AgentPlan, **changes: Any) -> Mesh:
         broker = changes.pop("broker", BrokerPlan(port=0, sync_always=False))
         settings: dict[str, Any] = {"nodes": 1, "grace": 5.0, "memory": MemoryPlan(enabled=False), **changes}
-        mesh = Mesh(UpPlan(root=project, broker=broker, agents=agents, **settings))
+        login = settings.pop("login", None)
+        mesh = Mesh(UpPlan(root=project, broker=broker, agents=agents, **settings), login)
         started.append(mesh)
         return await mesh.start()
 

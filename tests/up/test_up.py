@@ -154,6 +154,23 @@ async def test_a_mesh_on_a_broker_of_somebody_else_leaves_it_running(start_mesh:
     assert server.running
 
 
+def shown(pid: int) -> bytes:
+    """What anybody on the machine may see of a process, and what its owner may."""
+    return b"".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+
+
+async def test_credentials_reach_every_process_and_no_list_of_processes(start_mesh: StartMesh) -> None:
+    async with Server(extra_config='authorization { user: "ann", password: "p@ss:word" }') as server:
+        broker = BrokerPlan(url=server.url, user="ann", password="p@ss:word")
+        mesh = await start_mesh(GREETER, broker=broker, memory=MemoryPlan(), login=("ann", "p@ss:word"))
+
+        assert {event.service for event in mesh.all(ServiceReady)} == {"memory", "node"}
+        assert "p@ss" not in (await mesh.event(BrokerReady)).url
+        for pid in (await mesh.pids()).values():
+            assert b"word" not in shown(pid)
+        await mesh.cleanup()
+
+
 async def test_a_tool_executor_that_cannot_start_is_reported_and_the_rest_runs(start_mesh: StartMesh) -> None:
     mesh = await start_mesh(
         GREETER,
@@ -418,6 +435,31 @@ async def test_b12_a_task_that_takes_longer_than_the_grace_is_given_back(start_m
     assert stopped.seconds < 0.5 + 2.0
     again = await start_mesh(ADDER, broker=broker, grace=0.5)
     await again.event(LogLine, text="adding 1", timeout=3)
+
+
+async def test_a_mesh_whose_broker_is_gone_stops_all_the_same(start_mesh: StartMesh, server: Server) -> None:
+    mesh = await start_mesh(GREETER, broker=BrokerPlan(url=server.url), memory=MemoryPlan())
+    server.kill9()
+
+    async with asyncio.timeout(5):
+        await mesh.stop()
+
+    assert not (await mesh.event(Stopped)).killed
+
+
+async def test_a_stop_while_the_broker_is_coming_back_leaves_nothing_behind(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(GREETER)
+    pids = list((await mesh.pids()).values())
+    assert mesh.up._broker is not None
+    assert mesh.up._broker.pid is not None
+    os.kill(mesh.up._broker.pid, signal.SIGKILL)
+    await mesh.event(Warned, source="broker")
+
+    async with asyncio.timeout(8):
+        await mesh.stop()
+
+    assert mesh.up._broker.pid is None
+    assert not [pid for pid in pids if alive(pid)]
 
 
 def test_a_plan_survives_the_way_to_another_process(tmp_path: Path) -> None:
