@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +71,9 @@ class Garbled:
 class KeeperHandle:
     """The keeper process of one pool. Made by `start`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], orders: socket.socket, mark: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], orders: socket.socket, mark: str, folder: str) -> None:
+        self.folder = folder
+        """Where calls work, and the home of tools; removed at the end."""
         self.gone = asyncio.Event()
         self._process = process
         self._orders = orders
@@ -86,17 +90,15 @@ class KeeperHandle:
         return self._process.pid
 
     @classmethod
-    async def start(cls, home: str) -> KeeperHandle:
-        """Start the process with an environment of its own.
-
-        Args:
-            home: The folder that tools see as their home and put their temporary files into.
+    async def start(cls) -> KeeperHandle:
+        """Start the process with an environment and a temporary folder of its own.
 
         Raises:
             SupervisionError: It did not start.
         """
         mark = new_id()
-        keeper = cls(*_start_process(home, mark), mark)
+        folder = tempfile.mkdtemp(prefix="agentmesh-tools-")
+        keeper = cls(*_start_process(folder, mark), mark, folder)
         try:
             async with asyncio.timeout(START_TIMEOUT):
                 await keeper._ready
@@ -179,7 +181,8 @@ class KeeperHandle:
     def _on_report(self, report: Report) -> None:
         match report:
             case Ready():
-                self._ready.set_result(None)
+                if not self._ready.done():  # whoever waited may have been cancelled
+                    self._ready.set_result(None)
             case Forked(number, pid):
                 forking = self._forking.get(number)
                 if forking is not None and not forking.done():
@@ -199,6 +202,7 @@ class KeeperHandle:
         self._orders.close()
         self._process.wait()  # at once: its end of the socket closes when it ends
         kill_marked(self._mark)
+        shutil.rmtree(self.folder, ignore_errors=True)  # the keeper did, unless it was killed
         problem = SupervisionError("the process that keeps tool processes ended")
         if not self._ready.done():
             self._ready.set_exception(problem)
@@ -218,7 +222,7 @@ def _start_process(home: str, mark: str) -> tuple[subprocess.Popen[bytes], socke
     path = "\n".join(os.path.abspath(entry) for entry in sys.path)
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _BOOT, path, str(theirs.fileno())],
+            [sys.executable, "-I", "-c", _BOOT, path, str(theirs.fileno()), home],
             env=environment,
             cwd="/",
             stdin=subprocess.DEVNULL,

@@ -11,6 +11,7 @@ import contextlib
 import os
 import resource
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -140,9 +141,10 @@ def _limit(kind: int, value: int) -> None:
 
 
 def main() -> None:
-    """Argument: the number of the inherited socket."""
+    """Arguments: the number of the inherited socket, and the folder of the pool, which is removed at the end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal: the executor decides
     with socket.socket(fileno=int(sys.argv[1])) as orders:
         orders.set_inheritable(False)
         Keeper(orders).run()
+        shutil.rmtree(sys.argv[2], ignore_errors=True)  # an executor that was killed could not
         os._exit(0)  # the executor waits: nothing here needs an orderly end

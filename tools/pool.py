@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +46,6 @@ class ProcessPool:
         self._keeper: KeeperHandle | None = None
         self._starting = asyncio.Lock()
         self._idle: list[ChildHandle] = []
-        self._home = tempfile.TemporaryDirectory(prefix="agentmesh-tools-", ignore_cleanup_errors=True)
         self._folders = itertools.count()
 
     async def start(self, cages: Sequence[Cage] = ()) -> None:
@@ -61,7 +59,6 @@ class ProcessPool:
         if self._keeper is not None:
             await self._keeper.close()
             self._keeper = None
-        await asyncio.to_thread(self._home.cleanup)
 
     @property
     def idle(self) -> list[int]:
@@ -69,9 +66,9 @@ class ProcessPool:
         return [child.pid for child in self._idle if child.alive]
 
     @property
-    def keeper_pid(self) -> int | None:
-        """Of the process that is the parent of the children; None before the first call."""
-        return self._keeper.pid if self._keeper is not None else None
+    def keeper(self) -> KeeperHandle | None:
+        """The process that is the parent of the children; None before the first call."""
+        return self._keeper
 
     async def run(self, tool: Tool[..., Any], arguments: bytes, timeout: float) -> bytes:
         """Run a tool and return its result as JSON.
@@ -97,10 +94,11 @@ class ProcessPool:
 
     async def _run(self, tool: Tool[..., Any], arguments: bytes, timeout: float) -> bytes:
         child = await self._take(Cage.of(tool.limits))
-        folder = os.path.join(self._home.name, str(next(self._folders)))
+        folder = os.path.join(child.keeper.folder, str(next(self._folders)))
         outcome: Outcome | None = None
         try:
-            os.mkdir(folder)
+            if child.alive:  # with its parent: a tool may have removed its home
+                os.makedirs(folder, exist_ok=True)
             async with asyncio.timeout(timeout):
                 outcome = await child.call(_frames(tool, arguments, folder), tool.limits.output_bytes)
         except TimeoutError:
@@ -139,7 +137,7 @@ class ProcessPool:
     async def _fork(self, cage: Cage) -> ChildHandle:
         async with self._starting:
             if self._keeper is None or self._keeper.gone.is_set():
-                self._keeper = await KeeperHandle.start(self._home.name)
+                self._keeper = await KeeperHandle.start()
         return await self._keeper.fork(cage, self._preload)
 
 

@@ -302,13 +302,14 @@ async def test_closing_the_pool_ends_everything(marker: Marker) -> None:
     pool = ProcessPool(2)
     call = asyncio.create_task(run(pool, samples.sleeps_long, marker=marker.path))
     pids = await marker.pids()
-    keeper = pool.keeper_pid
+    keeper = pool.keeper
     assert keeper is not None
     await pool.close()
 
     with pytest.raises(AgentMeshError):
         await call
-    await gone(*pids, keeper)
+    await gone(*pids, keeper.pid)
+    assert not os.path.exists(keeper.folder)  # noqa: ASYNC240
 
 
 async def test_nothing_survives_an_executor_that_was_killed(spawn_process: SpawnProcess, marker: Marker) -> None:
@@ -320,16 +321,20 @@ async def test_nothing_survives_an_executor_that_was_killed(spawn_process: Spawn
 
         async def main():
             pool = ProcessPool(1)
+            await pool.run(samples.add, b'{"a": 1}', 10)
+            print("folder", pool.keeper.folder, flush=True)
             await pool.run(samples.sleeps_long, samples.sleeps_long.encode_arguments({"marker": sys.argv[1]}), 60)
 
         asyncio.run(main())
         """,
         str(marker.path),
     )
+    folder = Path((await executor.line_matching("folder (.*)"))[1])
     pids = await marker.pids()
     executor.kill9()
 
     await gone(*pids)
+    await eventually(lambda: not folder.exists(), what="the temporary folder is gone")
 
 
 async def test_tools_find_the_modules_that_the_executor_finds(
@@ -348,8 +353,7 @@ async def test_tools_find_the_modules_that_the_executor_finds(
 
 
 @pytest.mark.parametrize("steps", range(1, 8))
-async def test_a_call_cancelled_while_its_process_starts_leaves_none(steps: int) -> None:
-    pool = ProcessPool(1)
+async def test_a_call_cancelled_while_its_process_starts_leaves_none(pool: ProcessPool, steps: int) -> None:
     call = asyncio.create_task(run(pool, samples.add, a=1))
     for _ in range(steps):
         await asyncio.sleep(0)
