@@ -1,6 +1,7 @@
 """Every exception of agentmesh, in one tree.
 
     AgentMeshError
+    ├── UsageError                      what was typed on the command line cannot be done
     ├── ConfigError                     a setting is wrong: names the key, the value and what was expected
     ├── DefinitionError                 an Agent, message or tool class is declared wrongly
     ├── InvalidNameError                a tenant, agent, task, tool … name is not a safe subject token
@@ -73,6 +74,17 @@ from typing import Any
 
 class AgentMeshError(Exception):
     """Base of everything agentmesh raises on purpose."""
+
+
+class UsageError(AgentMeshError):
+    """What was typed on the command line cannot be done; nothing was."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return self.problem
 
 
 class ConfigError(AgentMeshError):

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentmesh.cli.base import Commands, Failed, Session
+from agentmesh.cli import exits
+from agentmesh.cli.base import Commands, Session
 from agentmesh.cli.output import age
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def scale(
     from agentmesh.cli.plan import count
 
     wanted = [count(text) for text in counts]
+    for name, _ in wanted:
+        session.check("agent", name)
     requests = [{"op": "scale", "agent": name, "replicas": number} for name, number in wanted]
     _steer(session, requests, [f"{name} has {number} replicas" for name, number in wanted])
 
@@ -152,7 +155,7 @@ def _steer(session: Session, requests: list[dict[str, Any]], done: list[str]) ->
         else:
             session.out.note(text)
     if any(answer["problem"] for answer in answers):
-        raise Failed
+        raise typer.Exit(exits.FAILED)
 
 
 async def _supervisor(session: Session, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:

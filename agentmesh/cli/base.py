@@ -166,6 +166,12 @@ class Session:
         found = self.running if self.settings.origin("tenant") == "default" else None
         return found.tenant if found else self.settings.tenant
 
+    def check(self, kind: str, name: str) -> str:
+        """A name that was typed, if it can be part of a subject; wrong ones are refused before a connection is made."""
+        from agentmesh.subjects import token
+
+        return token(kind, name)
+
     @cached_property
     def subjects(self) -> Subjects:
         """The tenant's subjects; they check names."""
@@ -194,18 +200,6 @@ DEFAULT_URL = "nats://127.0.0.1:4222"
 CONNECT_TIMEOUT = 2.0
 GUESS_TIMEOUT = 0.5
 """Seconds to wait for a broker: less where there is probably none."""
-
-
-class UsageError(Exception):
-    """What was typed cannot be done; ends with exit code 2."""
-
-
-class Failed(Exception):
-    """The asked work failed, and that was already said; ends with `code`."""
-
-    def __init__(self, code: int = exits.FAILED) -> None:
-        super().__init__(code)
-        self.code = code
 
 
 # ---------------------------------------------------------------- commands
@@ -294,11 +288,6 @@ def finish(session: Session, work: Callable[[Session], None]) -> None:
         work(session)
     except (typer.Exit, typer.Abort):
         raise
-    except Failed as failed:
-        raise typer.Exit(failed.code) from None
-    except UsageError as error:
-        session.out.error(str(error))
-        raise typer.Exit(exits.USAGE) from None
     except KeyboardInterrupt:
         raise typer.Exit(exits.INTERRUPTED) from None
     except BrokenPipeError:

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from agentmesh.cli.base import Commands, Failed, Session, UsageError
+from agentmesh.cli import exits
+from agentmesh.cli.base import Commands, Session
 from agentmesh.cli.progress import Bar
+from agentmesh.errors import UsageError
 
 commands = Commands()
 
@@ -55,7 +57,7 @@ def demo(
         session.out.note(f"wrote {written}")
     if not summary.files:
         session.out.error(f"there are no Python files in {path}")
-        raise Failed
+        raise typer.Exit(exits.FAILED)
 
 
 @dataclass(frozen=True)

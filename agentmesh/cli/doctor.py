@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentmesh.cli.base import DEFAULT_URL, Commands, Failed, Session
+from agentmesh.cli import exits
+from agentmesh.cli.base import DEFAULT_URL, Commands, Session
 from agentmesh.errors import AgentMeshError, BrokerError, ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def doctor(
     _report(session, findings)
     bad = {WRONG, WARNING} if strict else {WRONG}
     if any(finding.state in bad for finding in findings):
-        raise Failed
+        raise typer.Exit(exits.FAILED)
 
 
 def print_settings(session: Session) -> None:

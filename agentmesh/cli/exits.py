@@ -21,7 +21,16 @@ def exit_code(error: BaseException) -> int:
         (DEADLINE, (errors.DeadlineExceededError, errors.StreamIdleError, errors.PublishTimeoutError, TimeoutError)),
         (DEADLINE, (errors.TaskExpiredError, errors.ToolTimeoutError)),
         (NO_AGENT, (errors.NoSuchAgentError, errors.NoRespondersError)),
-        (USAGE, (errors.ConfigError, errors.InvalidNameError, errors.InvalidMessageError, errors.NoHandlerError)),
+        (
+            USAGE,
+            (
+                errors.UsageError,
+                errors.ConfigError,
+                errors.InvalidNameError,
+                errors.InvalidMessageError,
+                errors.NoHandlerError,
+            ),
+        ),
         (USAGE, (errors.DefinitionError, errors.MissingExtraError, errors.ToolArgumentsError)),
         (USAGE, (errors.PayloadTooLargeError,)),
         (FAILED, (errors.StreamFullError, errors.SequenceConflictError, errors.ConsumerGoneError)),

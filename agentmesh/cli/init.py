@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agentmesh.cli.base import Commands, Session, UsageError
+from agentmesh.cli.base import Commands, Session
+from agentmesh.errors import UsageError
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable

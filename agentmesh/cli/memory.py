@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agentmesh.cli.base import Commands, Failed, Session
+from agentmesh.cli import exits
+from agentmesh.cli.base import Commands, Session
 from agentmesh.cli.output import age, as_json
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def ls(
     if namespace is None:
         _show_namespaces(session, session.run(_namespaces(session)))
         return
+    session.check("namespace", namespace)
     records, more = session.run(_records(session, namespace, prefix, limit))
     if session.out.json:
         session.out.document(records)
@@ -81,10 +83,11 @@ def get(
     key: Annotated[str, typer.Argument(metavar="KEY", help="The record.", show_default=False)],
 ) -> None:
     """Print the value of a record; with `--json` the whole record."""
+    session.check("namespace", namespace)
     record = session.run(_get(session, namespace, key))
     if record is None:
         session.out.error(f"{namespace} has no record {key!r}; see: agentmesh memory ls {namespace}")
-        raise Failed
+        raise typer.Exit(exits.FAILED)
     session.out.value(record if session.out.json else record.value)
 
 
@@ -101,6 +104,7 @@ def search(
     limit: Limit = 10,
 ) -> None:
     """Find records that contain the words, best first."""
+    session.check("namespace", namespace)
     records = session.run(_search(session, namespace, query, limit))
     if session.out.json:
         session.out.document(records)

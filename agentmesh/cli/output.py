@@ -114,7 +114,7 @@ class Output:
 
     def error(self, error: BaseException | str) -> None:
         """On standard error; with `--json` as a document."""
-        kind = "UsageError" if isinstance(error, str) else type(error).__name__
+        kind = "Failed" if isinstance(error, str) else type(error).__name__
         if self.json:
             self._err(as_json({"error": {"type": kind, "message": str(error)}}))
         else:

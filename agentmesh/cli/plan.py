@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from agentmesh.agent import Agent, default_name
-from agentmesh.cli.base import UsageError
 from agentmesh.config import AgentSettings, Settings
+from agentmesh.errors import UsageError
 from agentmesh.registry import near_misses
 from agentmesh.supervisor import RestartPolicy
 from agentmesh.up.plan import AgentPlan, BrokerPlan, MemoryPlan, ToolsPlan, UpPlan, default_nodes

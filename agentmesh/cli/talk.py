@@ -39,7 +39,7 @@ def ask(session: Session, agent: Agent, text: Text = None, type: Type = None, da
     streaming answer is one line. `--timeout` is how long to wait for the answer, or for its next part.
     """
     kind, content = typed.content(text, type, data, "Prompt")
-    session.subjects.mailbox(agent)
+    session.check("agent", agent)
     session.run(_ask(session, agent, kind, content))
 
 
@@ -80,7 +80,7 @@ def tell(
     stored.
     """
     kind, content = typed.content(text, type, data, "Text")
-    session.subjects.mailbox(agent)
+    session.check("agent", agent)
     session.run(_tell(session, agent, typed.message(_event(), kind, content, durable=durable)))
 
 

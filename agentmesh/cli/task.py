@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from agentmesh.cli import typed
-from agentmesh.cli.base import Commands, Failed, Session, UsageError
+from agentmesh.cli import exits, typed
+from agentmesh.cli.base import Commands, Session
 from agentmesh.cli.output import age, as_json, plain
 from agentmesh.cli.progress import Bar
+from agentmesh.errors import UsageError
 
 if TYPE_CHECKING:
     from agentmesh.messages import Task
@@ -84,14 +85,12 @@ def submit(
         seconds = None if deadline is None else parse_duration(deadline)
     except ValueError as error:
         raise UsageError(f"--deadline {deadline!r}: {error}") from None
-    session.run(
-        _submit(
-            session,
-            _task(type, typed.read_object(data)),
-            {"to": to, "priority": priority, "deadline": seconds, "task_id": id},
-            wait,
-        )
-    )
+    if to is not None:
+        session.check("agent", to)
+    if id is not None:
+        session.check("task id", id)
+    how = {"to": to, "priority": priority, "deadline": seconds, "task_id": id}
+    session.run(_submit(session, _task(type, typed.read_object(data)), how, wait))
 
 
 async def _submit(session: Session, task: Task[Any], how: dict[str, Any], wait: bool) -> None:
@@ -135,7 +134,7 @@ async def _ls(session: Session, state: State | None, limit: int) -> list[TaskSta
 @task.command("get", example="agentmesh task get 0Wx3kPz1-7 --json")
 def get(session: Session, id: TaskId) -> None:
     """Show where a task stands: state, attempts, and its result or the reason it has none."""
-    status = session.run(_get(session, id))
+    status = session.run(_get(session, session.check("task id", id)))
     if session.out.json:
         session.out.document(status)
     else:
@@ -158,7 +157,7 @@ def wait(session: Session, id: TaskId) -> None:
 
     Exits with 1 if it failed, was cancelled or became a dead letter, with 5 if its deadline or `--timeout` passed.
     """
-    session.run(_wait(session, id))
+    session.run(_wait(session, session.check("task id", id)))
 
 
 async def _wait(session: Session, task_id: str) -> None:
@@ -170,7 +169,7 @@ async def _wait(session: Session, task_id: str) -> None:
 @task.command("cancel", example="agentmesh task cancel 0Wx3kPz1-7")
 def cancel(session: Session, id: TaskId) -> None:
     """Cancel a task that waits or runs. Exits with 1 if it was decided already."""
-    cancelled = session.run(_cancel(session, id))
+    cancelled = session.run(_cancel(session, session.check("task id", id)))
     if session.out.json:
         session.out.document({"id": id, "cancelled": cancelled})
     elif cancelled:
@@ -178,7 +177,7 @@ def cancel(session: Session, id: TaskId) -> None:
     else:
         session.out.error(f"task {id} was decided before; see: agentmesh task get {id}")
     if not cancelled:
-        raise Failed
+        raise typer.Exit(exits.FAILED)
 
 
 async def _cancel(session: Session, task_id: str) -> bool:
@@ -214,6 +213,8 @@ def map_(
     A line is `{"item": …, "result": …}` or `{"item": …, "error": {"type": …, "message": …}}`. Exits with 1 if any
     failed.
     """
+    if to is not None:
+        session.check("agent", to)
     fields = [typed.read_object(entry) for entry in data or []]
     fields += [_item(number, line) for number, line in enumerate(_lines(items), 1) if line.strip()]
     if not fields:
@@ -222,7 +223,7 @@ def map_(
     failed = session.run(_map(session, tasks, {"to": to, "priority": priority, "limit": limit}, keep_going))
     if failed:
         session.out.note(f"{failed} of {len(tasks)} failed")
-        raise Failed
+        raise typer.Exit(exits.FAILED)
 
 
 def _lines(items: str | None) -> list[str]:
@@ -263,6 +264,7 @@ def dead_ls(session: Session, limit: Limit = 100) -> None:
 @dead.command("show", example="agentmesh dead show 0Wx3kPz1-7")
 def dead_show(session: Session, id: TaskId) -> None:
     """Show a dead letter: the message, and what was tried."""
+    session.check("task id", id)
     letter = session.run(_dead(session, lambda tasks: tasks.dead_show(id)))
     if session.out.json:
         session.out.document(letter)
@@ -284,6 +286,7 @@ def dead_show(session: Session, id: TaskId) -> None:
 @dead.command("retry", example="agentmesh dead retry 0Wx3kPz1-7")
 def dead_retry(session: Session, id: TaskId) -> None:
     """Put a dead letter back into its queue, under a new id, which is printed."""
+    session.check("task id", id)
     fresh = session.run(_dead(session, lambda tasks: tasks.dead_retry(id)))
     if session.out.json:
         session.out.document({"id": fresh})
@@ -294,6 +297,7 @@ def dead_retry(session: Session, id: TaskId) -> None:
 @dead.command("drop", example="agentmesh dead drop 0Wx3kPz1-7")
 def dead_drop(session: Session, id: TaskId) -> None:
     """Forget a dead letter for good."""
+    session.check("task id", id)
     session.run(_dead(session, lambda tasks: tasks.dead_drop(id)))
     if session.out.json:
         session.out.document({"id": id, "dropped": True})

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import new_class
 from typing import Any, TypeVar
 
-from agentmesh.cli.base import UsageError
+from agentmesh.errors import UsageError
 
 M = TypeVar("M")
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentmesh.cli import exits
-from agentmesh.cli.base import Commands, Failed, Session, UsageError
+from agentmesh.cli.base import Commands, Session
+from agentmesh.errors import UsageError
 
 if TYPE_CHECKING:
     from agentmesh.up import UpEvent, UpPlan
@@ -108,7 +109,7 @@ def _run_here(session: Session, plan: UpPlan, strict: bool) -> None:
     screen.banner()
     session.run(running.run())
     if code:
-        raise Failed(code)
+        raise typer.Exit(code)
 
 
 def _run_detached(session: Session, plan: UpPlan, strict: bool) -> None:
@@ -120,7 +121,7 @@ def _run_detached(session: Session, plan: UpPlan, strict: bool) -> None:
     if strict and failed:
         down(plan.folder)
         session.out.error(f"stopped again, because of --strict: {', '.join(failed)} cannot start")
-        raise Failed
+        raise typer.Exit(exits.FAILED)
     if session.out.json:
         session.out.document({"pid": started.pid, "url": started.url, "tenant": started.tenant, "agents": agents})
         return
@@ -174,7 +175,7 @@ def down_(
         how = "was killed" if done.killed else "stopped" if done.stopped else "still runs; try: agentmesh down --force"
         session.out.note(f"the mesh with pid {done.pid} {how}")
     if not done.stopped:
-        raise Failed
+        raise typer.Exit(exits.FAILED)
 
 
 def _run_folder(session: Session) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agentmesh.cli.base import UsageError
 from agentmesh.cli.init import check_package, package_name
+from agentmesh.errors import UsageError
 from tests.cli.conftest import Cli, environment
 
 FILES = {

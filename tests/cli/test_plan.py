@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from agentmesh import config
-from agentmesh.cli.base import UsageError
 from agentmesh.cli.plan import make_plan, scaled
 from agentmesh.config import Settings
+from agentmesh.errors import UsageError
 from agentmesh.up.plan import UpPlan, default_nodes, dump, load
 
 FILE = """
