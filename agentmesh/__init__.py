@@ -1,15 +1,36 @@
-"""agentmesh: supervised, durable actors for AI agents on plain NATS."""
+"""agentmesh: supervised, durable actors for AI agents on plain NATS.
 
-from agentmesh.agent import Agent, CellOptions, handler
-from agentmesh.context import Context
-from agentmesh.errors import AgentMeshError, Reject, Retry
-from agentmesh.mesh import Mesh, connect
-from agentmesh.messages import Event, Prompt, Request, Task, Text
-from agentmesh.refs import AgentRef
-from agentmesh.sync import SyncMesh
-from agentmesh.tasks import Batch, Chunk, Job, Progress, Restarted, TaskContext
-from agentmesh.tool import Tool, tool
-from agentmesh.version import __version__
+Names are imported when they are first used: a command line that needs one of them does not pay for all.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentmesh.agent import Agent, CellOptions, handler
+    from agentmesh.context import Context
+    from agentmesh.errors import AgentMeshError, Reject, Retry
+    from agentmesh.mesh import Mesh, connect
+    from agentmesh.messages import Event, Prompt, Request, Task, Text
+    from agentmesh.refs import AgentRef
+    from agentmesh.sync import SyncMesh
+    from agentmesh.tasks import Batch, Chunk, Job, Progress, Restarted, TaskContext
+    from agentmesh.tooling import Tool, tool
+    from agentmesh.version import __version__
+
+_MODULES = {
+    "agentmesh.agent": ("Agent", "CellOptions", "handler"),
+    "agentmesh.context": ("Context",),
+    "agentmesh.errors": ("AgentMeshError", "Reject", "Retry"),
+    "agentmesh.mesh": ("Mesh", "connect"),
+    "agentmesh.messages": ("Event", "Prompt", "Request", "Task", "Text"),
+    "agentmesh.refs": ("AgentRef",),
+    "agentmesh.sync": ("SyncMesh",),
+    "agentmesh.tasks": ("Batch", "Chunk", "Job", "Progress", "Restarted", "TaskContext"),
+    "agentmesh.tooling": ("Tool", "tool"),
+    "agentmesh.version": ("__version__",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Agent",
@@ -38,3 +59,15 @@ __all__ = [
     "handler",
     "tool",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

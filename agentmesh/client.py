@@ -36,7 +36,7 @@ from agentmesh.registry import AgentInfo
 from agentmesh.streaming import WINDOW, StreamReader
 from agentmesh.subjects import Subjects
 from agentmesh.tasks import Batch, Job, TaskClient
-from agentmesh.tool import ToolClient
+from agentmesh.tooling import ToolClient
 from agentmesh.transport import Inbox, Transport, is_no_responders
 from agentmesh.transport import Message as WireMessage
 

@@ -20,7 +20,7 @@ from typing import Any
 from agentmesh.errors import AgentMeshError, ConfigError
 from agentmesh.lifeline import die_with_parent
 from agentmesh.subjects import Subjects
-from agentmesh.tool import Tool
+from agentmesh.tooling import Tool
 from agentmesh.tools.executor import GRACE, ToolExecutor
 from agentmesh.tools.loading import configure, load_all
 from agentmesh.transport import Transport, TransportOptions

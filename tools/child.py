@@ -26,7 +26,7 @@ from agentmesh.errors import (
     ToolLimitError,
     error_to_wire,
 )
-from agentmesh.tool import Tool
+from agentmesh.tooling import Tool
 from agentmesh.tools.frames import CallFrame, DoneFrame, frame, read_frame, write_all
 from agentmesh.tools.loading import load
 

@@ -18,7 +18,7 @@ from typing import IO, Annotated, Any
 from pydantic import BaseModel, Field
 
 from agentmesh.errors import ToolArgumentsError, ToolFailedError
-from agentmesh.tool import Setting, Tool, tool
+from agentmesh.tooling import Setting, Tool, tool
 
 OUTPUT_BYTES = 200_000
 """Of standard output, and of standard error, that are kept; a program that writes more is ended."""

@@ -30,7 +30,7 @@ from agentmesh.errors import (
 )
 from agentmesh.ids import new_id, now
 from agentmesh.subjects import Subjects, token
-from agentmesh.tool import (
+from agentmesh.tooling import (
     CALL_TIMEOUT,
     CANCEL,
     LIST,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from agentmesh.errors import ToolArgumentsError
-from agentmesh.tool import Setting, Tool, tool
+from agentmesh.tooling import Setting, Tool, tool
 from agentmesh.tools.paths import inside, read_whole
 
 RESULT_BYTES = 1_000_000

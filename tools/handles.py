@@ -20,7 +20,7 @@ import msgspec
 
 from agentmesh.errors import SupervisionError
 from agentmesh.ids import new_id
-from agentmesh.tool import Limits
+from agentmesh.tooling import Limits
 from agentmesh.tools.frames import HEADER, DoneFrame, Exited, Forked, ForkOrder, KillOrder, Order, Ready, Report
 from agentmesh.tools.processes import MARK, kill_marked
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentmesh.errors import AgentMeshError, ConfigError, DefinitionError
-from agentmesh.tool import Tool
+from agentmesh.tooling import Tool
 
 
 def load(target: str) -> Tool[..., Any]:

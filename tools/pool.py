@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from agentmesh.errors import AgentMeshError, ToolFailedError, ToolLimitError, ToolTimeoutError, error_from_wire
-from agentmesh.tool import Tool
+from agentmesh.tooling import Tool
 from agentmesh.tools.frames import CallFrame, DoneFrame, frame
 from agentmesh.tools.handles import Cage, ChildHandle, Died, Flooded, Garbled, KeeperHandle
 

@@ -13,7 +13,7 @@ from typing import Annotated, NotRequired
 from typing_extensions import TypedDict
 
 from agentmesh.errors import ToolArgumentsError
-from agentmesh.tool import Setting, tool
+from agentmesh.tooling import Setting, tool
 from agentmesh.tools.paths import read_whole
 
 _SOURCE_BYTES = 10_000_000

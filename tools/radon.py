@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from typing_extensions import TypedDict
 
 from agentmesh.errors import MissingExtraError
-from agentmesh.tool import Setting, tool
+from agentmesh.tooling import Setting, tool
 from agentmesh.tools.paths import read_whole
 
 _SOURCE_BYTES = 10_000_000

@@ -11,7 +11,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from agentmesh.errors import MissingExtraError, ToolFailedError, ToolLimitError
-from agentmesh.tool import Setting, tool
+from agentmesh.tooling import Setting, tool
 from agentmesh.tools.command import capture
 from agentmesh.tools.paths import inside
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentmesh.errors import AgentMeshError, ToolFailedError, ToolLimitError, ToolTimeoutError
-from agentmesh.tool import Tool
+from agentmesh.tooling import Tool
 from agentmesh.tools.handles import Cage
 from agentmesh.tools.pool import ProcessPool, import_target
 

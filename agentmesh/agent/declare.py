@@ -21,7 +21,7 @@ from agentmesh.mailbox import Overflow
 from agentmesh.memory import Memory
 from agentmesh.messages import Event, Message, Request, Task, schema, wire_name
 from agentmesh.subjects import token
-from agentmesh.tool import ToolClient
+from agentmesh.tooling import ToolClient
 
 F = TypeVar("F", bound=Callable[..., Any])
 

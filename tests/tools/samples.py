@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel
 
 from agentmesh.errors import MissingExtraError
-from agentmesh.tool import Setting, tool
+from agentmesh.tooling import Setting, tool
 
 SLEEPER = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"]
 

@@ -14,7 +14,7 @@ import pytest
 from radon.complexity import cc_rank, cc_visit  # type: ignore[import-untyped]
 
 from agentmesh.errors import MissingExtraError, ToolArgumentsError, ToolError, ToolFailedError, ToolLimitError
-from agentmesh.tool import Tool
+from agentmesh.tooling import Tool
 from agentmesh.tools import builtin
 from agentmesh.tools.command import OUTPUT_BYTES, command_tools
 from agentmesh.tools.files import file_tools

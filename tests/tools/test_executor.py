@@ -31,7 +31,7 @@ from agentmesh.errors import (
 )
 from agentmesh.ids import now
 from agentmesh.subjects import Subjects
-from agentmesh.tool import CANCEL, Tool, ToolClient, tool
+from agentmesh.tooling import CANCEL, Tool, ToolClient, tool
 from agentmesh.tools.executor import ToolExecutor
 from agentmesh.transport import Message, Transport, TransportOptions
 from tests.core.hostile import TOKENS

@@ -10,7 +10,7 @@ import pytest
 
 from agentmesh.errors import ConfigError, DefinitionError, ToolArgumentsError
 from agentmesh.subjects import Subjects
-from agentmesh.tool import ToolClient
+from agentmesh.tooling import ToolClient
 from agentmesh.tools.loading import configure, load, load_all
 from agentmesh.transport import Transport, TransportOptions
 from tests.harness import Server, alive, children, eventually
@@ -52,7 +52,7 @@ async def test_running_calls_finish_before_the_process_ends(
     process = await spawn_process(
         """
         import asyncio, os, sys, pathlib
-        from agentmesh.tool import tool
+        from agentmesh.tooling import tool
         from agentmesh.tools.__main__ import main
         import types
 

@@ -20,7 +20,7 @@ from agentmesh.errors import (
     ToolLimitError,
     ToolTimeoutError,
 )
-from agentmesh.tool import Tool, tool
+from agentmesh.tooling import Tool, tool
 from agentmesh.tools.pool import ProcessPool, import_target
 from tests.harness import Process, alive, children, eventually
 from tests.harness.fixtures import SpawnProcess
@@ -96,7 +96,7 @@ async def test_a_tool_of_the_main_program_runs_too(spawn_process: SpawnProcess) 
         """
         import asyncio
         from pydantic import BaseModel
-        from agentmesh.tool import tool
+        from agentmesh.tooling import tool
         from agentmesh.tools.pool import ProcessPool
 
         class Pair(BaseModel):
@@ -341,7 +341,7 @@ async def test_tools_find_the_modules_that_the_executor_finds(
     pool: ProcessPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "handmade_tools.py").write_text(
-        "from agentmesh.tool import tool\n\n@tool\ndef twice(n: int) -> int:\n    return 2 * n\n"
+        "from agentmesh.tooling import tool\n\n@tool\ndef twice(n: int) -> int:\n    return 2 * n\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     import handmade_tools  # type: ignore[import-not-found]

@@ -20,7 +20,7 @@ from agentmesh.errors import (
     ToolArgumentsError,
     ToolFailedError,
 )
-from agentmesh.tool import Limits, Setting, tool
+from agentmesh.tooling import Limits, Setting, tool
 from tests.core.hostile import TOKENS
 from tests.tools import samples
 

@@ -1,0 +1,64 @@
+"""What goes over the wire between callers of tools and executors; plain JSON for any client."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+SCHEMA_VERSION = "1.0"
+CALL_TIMEOUT = 60.0
+"""Seconds a call by name waits unless told otherwise; a call by `Tool` waits for its time limit and `QUEUE_TIME`."""
+QUEUE_TIME = 30.0
+"""Seconds a call may wait for a free place in an executor, on top of the tool's time limit."""
+REPLY_GRACE = 0.3
+"""Seconds the caller waits beyond its deadline for the executor to say that it ended the tool."""
+
+CANCEL = "tool-cancel"
+"""Control subject: the caller has gone; the body is `{"call_id": …}`."""
+LIST = "tool-list"
+"""Control subject: every executor answers with a `ToolListing`."""
+
+
+class ToolInfo(msgspec.Struct, frozen=True):
+    """What an executor says about a tool it serves."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+    """JSON Schema of the arguments."""
+    returns: dict[str, Any] = {}
+    isolation: str = ""
+    timeout: float = 0.0
+    """Seconds after which a call is ended."""
+    effect: bool = False
+
+
+class ToolListing(msgspec.Struct):
+    """An executor's answer to `tool-list`."""
+
+    executor_id: str
+    tools: list[ToolInfo]
+
+
+class ToolRequest(msgspec.Struct, omit_defaults=True):
+    """A call: the body on `ai.agent.tools.T.<tool>` and on the door `ai.agent.tools.T`."""
+
+    tool: str = ""
+    call_id: str = ""
+    """Chosen by the caller, to cancel by; left out by a foreign client, the executor makes one."""
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+    deadline: datetime | None = None
+    """When the caller stops waiting; the tool is ended then."""
+    source_agent_id: str = ""
+    schema_version: str = ""
+
+
+class ToolReply(msgspec.Struct, omit_defaults=True):
+    """The answer: a result, or an error in the form of `error_to_wire`."""
+
+    call_id: str
+    error: dict[str, Any] | None = None
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    schema_version: str = ""
