@@ -160,7 +160,7 @@ class Mesh:
 
     async def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
         client = await self.client()
-        return await ask_supervisor(client.transport, client.subjects, op, **arguments)
+        return await ask_supervisor(client.transport, client.subjects, op, **{"up": self.plan.name, **arguments})
 
     async def raw(self, agent: str, message_type: str, **content: Any) -> Any:
         return await (await self.client()).ask_raw(agent, message_type, content, timeout=10)

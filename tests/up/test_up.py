@@ -154,6 +154,20 @@ async def test_a_mesh_on_a_broker_of_somebody_else_leaves_it_running(start_mesh:
     assert server.running
 
 
+async def test_two_meshes_on_one_broker_share_the_work_and_keep_their_nodes_apart(
+    start_mesh: StartMesh, server: Server
+) -> None:
+    broker = BrokerPlan(url=server.url)
+    one = await start_mesh(GREETER, broker=broker, name="one")
+    two = await start_mesh(GREETER, broker=broker, name="two", run_dir=Path(".two"))
+
+    infos = await one.agents()
+    assert len({info.node for info in infos}) == 2
+    assert len({await one.raw("greeter", "Where") for _ in range(50)}) == 2
+    await one.ask("scale", up="two", agent="greeter", replicas=0)
+    assert [info.node for info in await two.agents()] == [node for node in await one.pids() if node.startswith("node")]
+
+
 def shown(pid: int) -> bytes:
     """What anybody on the machine may see of a process, and what its owner may."""
     return b"".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
