@@ -34,14 +34,15 @@ def ps(
     if session.out.json:
         session.out.document(infos)
         return
+    hosts = len({info.host for info in infos}) > 1
     rows = [
         (
             info.name,
             info.replica,
             info.state,
             info.node,
+            *([info.host] if hosts else []),
             info.pid or None,
-            info.host or None,
             info.mailbox,
             info.in_flight,
             info.handled,
@@ -51,8 +52,9 @@ def ps(
         )
         for info in infos
     ]
-    columns = ["AGENT", "REPLICA", "STATE", "NODE", "PID", "HOST", "MAILBOX", "BUSY", "HANDLED", "FAILED", "RESTARTS"]
-    session.out.table([*columns, "UP"], rows, empty=_nobody(session))
+    columns = ["AGENT", "REPLICA", "STATE", "NODE", *(["HOST"] if hosts else []), "PID"]
+    columns += ["QUEUED", "BUSY", "DONE", "FAILED", "RESTARTS", "UP"]
+    session.out.table(columns, rows, empty=_nobody(session))
     for info in infos:
         if info.problem:
             session.out.warning(f"{info.name}: {info.problem}")

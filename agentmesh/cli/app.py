@@ -39,15 +39,20 @@ COMMANDS = {
 """Command and the module of `agentmesh.cli` that holds it, in the order of the help."""
 
 
+def load(name: str) -> Any:
+    """The command of that name."""
+    module = import_module(f"agentmesh.cli.{COMMANDS[name]}")
+    command = typer.main.get_command(module.commands.apps[name])
+    command.name = name
+    return command
+
+
 class LazyGroup(TyperGroup):
     """The commands of `COMMANDS`, each imported when it is asked for."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name in COMMANDS and cmd_name not in self.commands:
-            module = import_module(f"agentmesh.cli.{COMMANDS[cmd_name]}")
-            command = typer.main.get_command(module.commands.apps[cmd_name])
-            command.name = cmd_name
-            self.commands[cmd_name] = command
+            self.commands[cmd_name] = load(cmd_name)
         return super().get_command(ctx, cmd_name)
 
     def list_commands(self, ctx: Any) -> list[str]:

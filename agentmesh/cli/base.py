@@ -193,7 +193,18 @@ class Session:
         """Run a coroutine to its end; Ctrl-C cancels it."""
         import asyncio
 
+        self._set_up_logging()
         return asyncio.run(work)
+
+    def _set_up_logging(self) -> None:
+        """What libraries log is for `--verbose`: what concerns the user is an error, and said as such."""
+        import logging
+
+        logging.basicConfig(
+            level=(logging.CRITICAL + 1, logging.INFO, logging.DEBUG)[min(self.options.verbose, 2)],
+            format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+            datefmt="%H:%M:%S",
+        )
 
 
 DEFAULT_URL = "nats://127.0.0.1:4222"

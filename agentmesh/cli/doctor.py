@@ -308,6 +308,6 @@ def _used(folder: Path) -> int:
 def _size(number: float) -> str:
     for unit in ("bytes", "KB", "MB", "GB"):
         if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.3g} {unit}"
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.4g} {unit}"
         number /= 1024
-    return f"{number:.3g} TB"
+    return f"{number:.4g} TB"

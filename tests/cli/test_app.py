@@ -62,6 +62,17 @@ async def test_help_lists_every_command(alone: Cli) -> None:
     assert [name for name in COMMANDS if f" {name} " not in ran.out] == []
 
 
+async def test_help_waits_for_no_heavy_import() -> None:
+    code = "import sys; from agentmesh.cli.app import COMMANDS, app, load; [load(name) for name in COMMANDS]"
+    code += "; print([m for m in ('nats', 'pydantic', 'rich', 'msgspec') if m in sys.modules])"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, env=environment(), stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+
+    assert out.decode().strip() == "[]"
+
+
 async def test_a_mistyped_command_ends_with_2_and_names_the_one_that_was_meant(alone: Cli) -> None:
     ran = await alone("aks", "greeter")
 
