@@ -84,7 +84,7 @@ def test_a_package_name_that_cannot_work_is_refused(name: str) -> None:
         check_package(name)
 
 
-async def test_the_new_project_passes_its_own_tests_and_type_check(alone: Cli, tmp_path: Path) -> None:
+async def test_the_new_project_passes_its_own_tests_and_checks(alone: Cli, tmp_path: Path) -> None:
     await alone("init", "hello")
     project = tmp_path / "hello"
 
@@ -92,3 +92,6 @@ async def test_the_new_project_passes_its_own_tests_and_type_check(alone: Cli, t
     assert tested == 0, output
     typed, output = await python(project, "mypy", "--cache-dir", str(tmp_path / "mypy"))
     assert typed == 0, output
+    rules = ("--isolated", "--select", "E,F,I,UP,B", "--line-length", "120")
+    linted, output = await python(project, "ruff", "check", "--no-cache", *rules)
+    assert linted == 0, output

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from agentmesh.broker import EmbeddedBroker
 from tests.cli.conftest import Ran, ended, run, start
 from tests.harness import alive, eventually
 
@@ -137,6 +138,18 @@ async def test_with_json_each_event_is_a_line_and_a_target_needs_no_settings(pro
     assert sum(event["event"] == "agent_state" and event["state"] == "ready" for event in events) >= 2
     assert json.loads(stopped.out.splitlines()[-1])["event"] == "stopped"
     assert (stopped.code, stopped.err) == (0, "")
+
+
+async def test_a_broker_that_is_given_is_used_and_left_running(project: Path, nats_server: EmbeddedBroker) -> None:
+    mesh = Running(await start("up", "--tenant", "guests", cwd=project, env={"NATS_URL": nats_server.url}))
+    await mesh.line(lambda line: line.startswith("ready in "))
+
+    assert f"● broker     {nats_server.url}" in "\n".join(mesh.lines)
+    assert (await run("ask", "greeter", "hi", cwd=project, env={"NATS_URL": nats_server.url})).code == 4
+    elsewhere = ("--nats", nats_server.url, "--tenant", "guests")
+    assert (await run("ask", "greeter", "hi", *elsewhere, cwd=project.parent)).code == 0
+    assert (await mesh.stop()).code == 0
+    assert (await run("ps", "--json", *elsewhere, cwd=project.parent)).json == []
 
 
 async def test_an_agent_that_cannot_be_imported_is_shown_and_the_others_run(project: Path) -> None:
