@@ -39,7 +39,7 @@ def make_plan(settings: Settings, targets: Sequence[str] = (), *, only: Iterable
         broker=_broker(settings),
         agents=tuple(agent for agent in agents if not wanted or agent.name in wanted),
         nodes=settings.node.count or default_nodes(),
-        tools=ToolsPlan(tuple(settings.tools.targets), settings.tools.executors),
+        tools=ToolsPlan(tuple(settings.tools.targets), settings.tools.executors, settings.tools.settings),
         memory=MemoryPlan(
             settings.memory.enabled, settings.path(settings.memory.path) if settings.memory.path else None
         ),

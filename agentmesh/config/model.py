@@ -158,6 +158,9 @@ class ToolSettings(Table):
     executors: int = Field(default=1, ge=0, le=64)
     """Processes that run tools."""
 
+    settings: dict[str, Any] = {}
+    """What the tools leave to whoever serves them, such as the built-in ones' `root` and `commands`."""
+
 
 class MemorySettings(Table):
     """The memory service: `[memory]`."""

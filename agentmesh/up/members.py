@@ -3,6 +3,7 @@ against another."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -180,7 +181,9 @@ class Launches:
 
     def tools(self, name: str) -> Launch:
         """A tool executor."""
-        arguments = [*self._service_arguments(), "--tenant", self._plan.tenant, *self._plan.tools.targets]
+        tools = self._plan.tools
+        settings = [part for key, value in tools.settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+        arguments = [*self._service_arguments(), "--tenant", self._plan.tenant, *settings, *tools.targets]
         return self._service(name, "agentmesh.tools", arguments, ready_text="tools ready")
 
     def node(self, node: NodePlan) -> Launch:

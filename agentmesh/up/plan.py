@@ -95,6 +95,8 @@ class ToolsPlan:
     """Modules with `@tool` functions, or `module:function`."""
     executors: int = 1
     """Processes; none are started without targets."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Values for the settings of the tools, by name; plain data."""
 
 
 @dataclass(frozen=True)
