@@ -34,7 +34,7 @@ from agentmesh.up.members import BrokerChild, watched
 from agentmesh.up.operations import Operations
 from agentmesh.up.plan import DEFAULT_PORT, UpPlan
 from agentmesh.up.rundir import RunLock
-from agentmesh.up.watching import changes
+from agentmesh.up.watching import Stamps, changes, stamps
 
 log = logging.getLogger("agentmesh.up")
 
@@ -126,9 +126,11 @@ class Up:
         suffix = "" if embedded else f"-{secrets.token_hex(2)}"
         self.fleet = Fleet(self.plan, self.transport, url, suffix=suffix, emit=self._emit, on_line=self.book.add)
         self._operations = Operations(self, self.fleet, self.transport)
+        sources = await asyncio.to_thread(stamps, watched(self.plan))  # before anything of them is imported
         await asyncio.gather(self._operations.start(), self._chores(), self.fleet.start(tree, self._memory_path()))
         if self.plan.reload:
-            self._watching = asyncio.get_running_loop().create_task(self._watch(self.fleet), name="up: watch sources")
+            watching = self._watch(self.fleet, sources)
+            self._watching = asyncio.get_running_loop().create_task(watching, name="up: watch sources")
         self._write_runfile()
         ready, failed = self.fleet.count()
         seconds = asyncio.get_running_loop().time() - began
@@ -170,8 +172,8 @@ class Up:
         self._dispatcher = dispatcher(self.transport, self._subjects)
         await asyncio.gather(self._door.start(), self._dispatcher.start())
 
-    async def _watch(self, fleet: Fleet) -> None:
-        async for files in changes(watched(self.plan)):
+    async def _watch(self, fleet: Fleet, since: Stamps) -> None:
+        async for files in changes(watched(self.plan), since):
             try:
                 await fleet.reload(files)
             except AgentMeshError as error:

@@ -13,33 +13,52 @@ POLL_PERIOD = 0.5
 _SKIPPED = {"__pycache__", "node_modules", "site-packages"}
 
 
-async def changes(folders: Sequence[str]) -> AsyncIterator[set[str]]:
-    """Absolute paths of Python files in `folders` that were changed, made or removed, as they happen."""
+Stamps = dict[str, tuple[int, int]]
+"""Time of change (nanoseconds) and size of each file, by absolute path."""
+
+
+async def changes(folders: Sequence[str], since: Stamps) -> AsyncIterator[set[str]]:
+    """Absolute paths of Python files in `folders` that were changed, made or removed, as they happen.
+
+    Args:
+        folders: Where to look.
+        since: `stamps` of the moment from which on no change may be missed.
+    """
     try:
         from watchfiles import PythonFilter, awatch
     except ImportError:
-        async for files in polled(folders):
+        async for files in polled(folders, since):
             yield files
         return
-    async for batch in awatch(*folders, watch_filter=PythonFilter()):
-        if files := _visible((path for _, path in batch), folders):
+    begun = False
+    period = int(POLL_PERIOD * 1000)
+    async for batch in awatch(*folders, watch_filter=PythonFilter(), rust_timeout=period, yield_on_timeout=True):
+        files = _visible((path for _, path in batch), folders)
+        if not begun:  # only now does the system tell of changes; what happened before is in the files
+            begun = True
+            files |= _differences(since, await asyncio.to_thread(stamps, folders))
+        if files:
             yield files
 
 
-async def polled(folders: Sequence[str], period: float = POLL_PERIOD) -> AsyncIterator[set[str]]:
+async def polled(folders: Sequence[str], since: Stamps, period: float = POLL_PERIOD) -> AsyncIterator[set[str]]:
     """Like `changes`, by looking at the times of all files every `period` seconds."""
-    before = await asyncio.to_thread(_stamps, folders)
+    before = since
     while True:
         await asyncio.sleep(period)
-        after = await asyncio.to_thread(_stamps, folders)
-        changed = {path for path, _ in before.items() ^ after.items()}
-        if changed:
+        after = await asyncio.to_thread(stamps, folders)
+        if changed := _differences(before, after):
             yield changed
         before = after
 
 
-def _stamps(folders: Iterable[str]) -> dict[str, tuple[int, int]]:
-    found = {}
+def _differences(before: Stamps, after: Stamps) -> set[str]:
+    return {path for path, _ in before.items() ^ after.items()}
+
+
+def stamps(folders: Iterable[str]) -> Stamps:
+    """How the Python files in `folders` are now."""
+    found: Stamps = {}
     for path in _sources(folders):
         try:
             status = path.stat()

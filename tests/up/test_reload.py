@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentmesh.up import AgentState, BrokerPlan, LogLine, Reloaded, Warned
-from agentmesh.up.watching import changes, polled
+from agentmesh.up.watching import changes, polled, stamps
 from tests.up.conftest import ADDER, GREETER, SWARM, StartMesh
 
 
@@ -130,7 +130,8 @@ async def test_durable_tasks_are_done_once_over_a_reload(start_mesh: StartMesh) 
 @pytest.mark.parametrize("how", [changes, polled])
 async def test_changes_of_sources_are_seen_and_others_are_not(project: Path, how: object) -> None:
     (project / ".hidden").mkdir()
-    seen = changes([str(project)]) if how is changes else polled([str(project)], 0.02)
+    folders = [str(project)]
+    seen = changes(folders, stamps(folders)) if how is changes else polled(folders, stamps(folders), 0.02)
     first = asyncio.ensure_future(anext(seen))
     while not first.done():
         (project / "notes.txt").write_text("x")
@@ -141,3 +142,13 @@ async def test_changes_of_sources_are_seen_and_others_are_not(project: Path, how
     assert first.result() == {str(project / "swarm.py")}
     assert isinstance(seen, AsyncGenerator)
     await seen.aclose()
+
+
+async def test_an_edit_made_before_the_watch_begins_is_not_missed(project: Path) -> None:
+    folders = [str(project)]
+    since = stamps(folders)
+    await edited(project, 'return "done"', 'return "edited"')
+    seen = changes(folders, since)
+    async with asyncio.timeout(10):
+        assert await anext(seen) == {str((project / "swarm.py").resolve())}
+    await seen.aclose()  # type: ignore[attr-defined]
