@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import os
 import signal
 import socket
@@ -93,7 +94,8 @@ async def test_a_new_project_starts_answers_and_stops(project: Path) -> None:
     assert (stopped.code, stopped.err) == (0, "")
     assert "Data kept in .agentmesh/" in stopped.out
     assert [info["pid"] for info in replicas if alive(info["pid"])] == []
-    assert (await run("ask", "greeter", "hi", cwd=project)).code == 3
+    (url,) = re.findall(r"nats://[\d.]+:\d+", shown)
+    assert (await run("ask", "greeter", "hi", "--nats", url, cwd=project)).code == 3
 
 
 async def test_a_mesh_in_the_background_is_scaled_restarted_read_and_stopped(project: Path) -> None:
