@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shlex
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,21 +45,35 @@ def demo(
     """Let a swarm of agents review Python code: no key, no account, everything on this machine.
 
     It starts a broker, a walker, file reviewers that call ruff and radon as sandboxed tools, a deduplicator, a ranker
-    and a reporter; prints what to fix first and writes review.html, SARIF and JSON. PATH is only read.
+    and a reporter; prints what to fix first and writes review.html, SARIF and JSON. PATH is only read. Without ruff or
+    radon (the extra `review`) the report says what is missing.
     """
     if not path.exists():
         raise UsageError(f"there is no {path}")
+    _check_writable(out)
     folder = path.absolute() if path.is_dir() else path.absolute().parent
     summary = session.run(_demo(session, _Order(path, folder, out, exclude or [], workers), store and store.absolute()))
     if session.out.json:
         session.out.document(summary)
         return
-    _print_table(session, summary)
-    for written in summary.outputs.values():
-        session.out.note(f"wrote {written}")
     if not summary.files:
-        session.out.error(f"there are no Python files in {path}")
+        session.out.error(f"there are no Python files in {path}; name a folder that has some: agentmesh demo PATH")
         raise typer.Exit(exits.FAILED)
+    _print_table(session, summary)
+    session.out.note(_what_next(path, summary, store))
+
+
+def _what_next(path: Path, summary: Any, store: Path | None) -> str:
+    outputs = summary.outputs
+    again = f"agentmesh demo {shlex.quote(str(path))} --store {shlex.quote(str(store or '.agentmesh-demo'))}"
+    return f"""
+report:
+  {outputs["html"]}   open it in a browser
+  {outputs["sarif"]}   for editors and code hosts
+  {outputs["json"]}   everything, for programs
+next:
+  {again}   {"after" if store else "now and after"} a change: what is new, what is fixed
+  agentmesh init hello   agents of your own"""
 
 
 @dataclass(frozen=True)
@@ -92,18 +108,17 @@ async def _demo(session: Session, order: _Order, store: Path | None) -> Any:
 
 def _review() -> Any:
     """The swarm. By name: it is a layer outside the core, which must not depend on it."""
-    for module in ("ruff", "radon"):
-        _need(module)
     return importlib.import_module("agentmesh.agents.review.swarm")
 
 
-def _need(module: str) -> None:
-    from importlib.util import find_spec
-
-    from agentmesh.errors import MissingExtraError
-
-    if find_spec(module) is None:
-        raise MissingExtraError(module, "review")
+def _check_writable(out: Path) -> None:
+    """Refuse before the work is done what would fail after it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {out}: {error.strerror}; choose another folder with --out DIR") from None
+    if not os.access(out, os.W_OK):
+        raise UsageError(f"cannot write to {out}; choose another folder with --out DIR")
 
 
 def _print_table(session: Session, summary: Any) -> None:

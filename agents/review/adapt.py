@@ -24,8 +24,8 @@ from agentmesh.agents.review.rules import (
     rule_info,
 )
 
-RUFF_RULES = ("E", "F", "B", "C90", "SIM", "PERF", "S")
-"""What ruff is asked to look for."""
+RUFF_RULES = ("E4", "E7", "E9", "F", "B", "C90", "SIM", "PERF", "S")
+"""What ruff is asked to look for: as by default without line lengths, which every project decides for itself."""
 
 _KINDS: dict[str, Literal["function", "method", "class"]] = {
     "function": "function",

@@ -140,11 +140,15 @@ class FileReviewer(Agent):
         """Everything the tools say about a file; what they cannot read or parse is a finding."""
         path = str(Path(task.root) / task.path)
         failures: dict[ToolName, str] = {}
+        missing: set[ToolName] = set()
 
         async def run(role: ToolName, tool: str, **arguments: Any) -> Any:
             try:
                 return await self.tools.call(tool, path=path, **arguments)
-            except (ToolArgumentsError, ToolFailedError, ToolTimeoutError, ToolLimitError, MissingExtraError) as error:
+            except MissingExtraError:
+                missing.add(role)
+                return None
+            except (ToolArgumentsError, ToolFailedError, ToolTimeoutError, ToolLimitError) as error:
                 if _may_pass_next_time(error) and ctx.attempt < TOOL_ATTEMPTS:
                     raise Retry(reason=str(error)) from error
                 failures[role] = str(error)
@@ -158,7 +162,8 @@ class FileReviewer(Agent):
         )
         if "walk" in failures:  # the others fail for the same reason
             failures = {"walk": failures["walk"]}
-        return pack(assemble(task.path, source, ruff=ruff or (), radon=radon or (), metrics=metrics, failures=failures))
+        said = {"ruff": ruff or (), "radon": radon or (), "metrics": metrics, "failures": failures, "missing": missing}
+        return pack(assemble(task.path, source, **said))
 
 
 class Deduplicator(Agent):
@@ -193,7 +198,9 @@ class Reporter(Agent):
         listing, reviews, findings = await _load(results)
         merged = apply_merges(findings, (await results.merges()).merges)
         created_at = now()
-        history = await self._history(task.review, listing, merged)
+        missing = tuple(sorted({tool for review in reviews for tool in review.missing}))
+        # Without a tool its findings would look fixed, and new again the next time.
+        history = None if missing else await self._history(task.review, listing, merged)
         report = Report(
             project=listing.project,
             created_at=created_at,
@@ -203,10 +210,14 @@ class Reporter(Agent):
             findings=tuple(merged),
             first=(await results.ranking()).first,
             history=history,
+            missing=missing,
         )
         outputs: dict[str, str] = {}
         if task.output:
-            written = await asyncio.to_thread(write_report, report, Path(task.output))
+            try:
+                written = await asyncio.to_thread(write_report, report, Path(task.output))
+            except OSError as error:
+                raise Reject(f"cannot write the report to {task.output}: {error.strerror or error}") from error
             outputs = {kind: str(path) for kind, path in written.items()}
         return report.summary().model_copy(update={"outputs": outputs})
 

@@ -5,7 +5,7 @@ Nothing here raises because of the file: what could not be read, parsed or finis
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agentmesh.agents.review import adapt
@@ -26,6 +26,7 @@ def assemble(
     radon: Sequence[Mapping[str, Any]] = (),
     metrics: Mapping[str, Any] | None = None,
     failures: Mapping[ToolName, str] | None = None,
+    missing: Iterable[ToolName] = (),
 ) -> FileReview:
     """One file's review.
 
@@ -36,6 +37,7 @@ def assemble(
         radon: Result of `radon_complexity`.
         metrics: Result of `python_metrics`.
         failures: Why a tool gave no result, by tool.
+        missing: Tools that are not installed; no fault of the file.
     """
     lines = source.splitlines() if source else []
     blocks = adapt.function_blocks(radon)
@@ -56,6 +58,7 @@ def assemble(
             for entry in may_be_chosen(score_file(dedupe(marked), blocks))
             if lines
         },
+        missing=tuple(sorted(missing)),
     )
 
 

@@ -19,6 +19,7 @@ from importlib.resources import files
 from typing import Any
 
 from agentmesh.agents.review.html_map import render_map
+from agentmesh.agents.review.missing import install_command, lacks
 from agentmesh.agents.review.model import Excerpt, FileReview, Finding, History, RankedFinding, Report, Severity
 from agentmesh.agents.review.rules import category, rule_info
 
@@ -48,9 +49,10 @@ def render_html(report: Report) -> str:
 <a class="skip" href="#first">Skip to what to fix first</a>
 {_header(report)}
 <main>
+{_missing(report)}
 {_overview(report)}
 {_first(report)}
-{render_map(report.files)}
+{"" if "radon" in report.missing else render_map(report.files)}
 {_files_section(report.files)}
 {_findings_section(report)}
 {_fixed_section(report.history)}
@@ -112,6 +114,14 @@ def _header(report: Report) -> str:
 </header>"""
 
 
+def _missing(report: Report) -> str:
+    if not report.missing:
+        return ""
+    command = escape(install_command(report.missing))
+    return f"""<p class="notice" role="note">{escape(lacks(report.missing))}
+For the whole of it: <code>{command}</code>, then review again.</p>"""
+
+
 def _overview(report: Report) -> str:
     counts = {severity: report.count(severity) for severity in Severity}
     affected = len({finding.path for finding in report.findings})
@@ -122,10 +132,10 @@ def _overview(report: Report) -> str:
 <div class="tiles">
 {"".join(_tile(_number(n), f"{severity.value}s", severity.value if n else "") for severity, n in counts.items())}
 {_tile(_number(lines), "lines")}
-{_tile(_number(functions), "functions")}
+{"" if "radon" in report.missing else _tile(_number(functions), "functions")}
 {_tile(f"{affected:,}<small> / {len(report.files):,}</small>", "files with findings")}
 </div>
-{_history_line(report.history)}
+{"" if report.missing else _history_line(report.history)}
 <div class="panels">
 <div class="panel"><h3>What they are about</h3>{_category_bars(report.findings)}</div>
 <div class="panel"><h3>Most frequent rules</h3>{_rule_bars(report.findings)}</div>

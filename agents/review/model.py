@@ -125,6 +125,8 @@ class FileReview(_Model, Packable):
     metrics: FileMetrics = FileMetrics()
     excerpts: dict[str, Excerpt] = {}
     """Source for the findings of this file that may become one of the first ten, by fingerprint."""
+    missing: tuple[ToolName, ...] = ()
+    """Tools that are not installed where the file was reviewed."""
 
     @property
     def worst_function(self) -> FunctionBlock | None:
@@ -181,6 +183,8 @@ class Report(_Model):
     findings: tuple[Finding, ...] = ()
     first: tuple[RankedFinding, ...] = ()
     history: History | None = None
+    missing: tuple[ToolName, ...] = ()
+    """Tools that said nothing because they are not installed."""
 
     def count(self, severity: Severity) -> int:
         """How many findings have that severity."""
@@ -199,6 +203,7 @@ class Report(_Model):
             new=len(history.new) if history else 0,
             fixed=len(history.fixed) if history else 0,
             duration=self.duration,
+            missing=self.missing,
         )
 
 
@@ -216,5 +221,7 @@ class Summary(_Model):
     fixed: int = 0
     duration: float = 0.0
     """Seconds."""
+    missing: tuple[ToolName, ...] = ()
+    """As in the report."""
     outputs: dict[str, str] = {}
     """Paths of the written files: `html`, `sarif`, `json`."""

@@ -10,8 +10,8 @@ The score of a finding is the weight of its rule (0 to 100, `rules.py`), changed
 * times 0.4 if the tool itself says that it seems safe
 
 The first ten are then taken from the top, but one of each rule and no more than three of one file, so that the list
-says ten different things; if that leaves places empty, the best of the rest fill them. Equal scores are ordered by
-path, line and column: the same findings always give the same list.
+says ten different things; if that leaves places empty, the best of the rest fill them, without saying a trifle twice.
+Equal scores are ordered by path, line and column: the same findings always give the same list.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from agentmesh.agents.review.rules import (
 FIRST = 10
 MAX_PER_RULE = 1
 MAX_PER_FILE = 3
+WORTH_REPEATING = 12.0
+"""Score from which a rule may take a second place."""
 SEEMS_SAFE = "seems safe"
 """Ruff's words for a dangerous call whose arguments are constants."""
 TANGLED = 20
@@ -81,7 +83,14 @@ def choose(scored: Sequence[Scored], count: int = FIRST) -> list[Scored]:
         rules[rule] += 1
         files[path] += 1
         chosen.append(candidate)
-    return sorted(chosen + passed_over[: count - len(chosen)], key=_order)
+    for candidate in passed_over:
+        if len(chosen) == count:
+            break
+        rule = _family(candidate.finding)
+        if not rules[rule] or candidate.score >= WORTH_REPEATING:
+            rules[rule] += 1
+            chosen.append(candidate)
+    return sorted(chosen, key=_order)
 
 
 def may_be_chosen(scored: Sequence[Scored], count: int = FIRST) -> list[Scored]:

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from agentmesh.agents.review.missing import install_command, lacks
 from agentmesh.agents.review.model import RankedFinding, Severity, Summary
 
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "blue"}
@@ -13,8 +14,9 @@ _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "b
 
 def render_table(summary: Summary) -> RenderableType:
     """What a person wants to see first, for `rich.console.Console.print`."""
+    head = (_counts(summary), *_missing(summary))
     if not summary.first:
-        return Group(_counts(summary), Text("Nothing to fix.", style="green"))
+        return Group(*head, Text("Nothing to fix.", style="green"))
     table = Table(title="Fix these ten first" if len(summary.first) == 10 else "Fix these first", title_justify="left")
     table.add_column("#", justify="right", style="dim")
     table.add_column("Where", overflow="fold", ratio=3)
@@ -22,7 +24,7 @@ def render_table(summary: Summary) -> RenderableType:
     table.add_column("What and why", overflow="fold", ratio=6)
     for ranked in summary.first:
         table.add_row(*_cells(ranked))
-    return Group(_counts(summary), table)
+    return Group(*head, table)
 
 
 def _counts(summary: Summary) -> Text:
@@ -33,6 +35,13 @@ def _counts(summary: Summary) -> Text:
     if summary.earlier_at:
         text.append(f" · {summary.new:,} new, {summary.fixed:,} fixed since {summary.earlier_at:%d %b %H:%M} UTC")
     return text
+
+
+def _missing(summary: Summary) -> list[Text]:
+    if not summary.missing:
+        return []
+    text = Text(lacks(summary.missing), style="yellow")
+    return [text, Text(f"For the whole of it: {install_command(summary.missing)}")]
 
 
 def _plural(count: int, word: str) -> str:

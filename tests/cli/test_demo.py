@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Cli
+from tests.cli.conftest import REPOSITORY, Cli
 
 SOURCE = '''\
 import os
@@ -24,8 +24,6 @@ def f(items=[]):
 @pytest.fixture
 def code(tmp_path: Path) -> Path:
     """A folder with Python files that have findings."""
-    pytest.importorskip("ruff")
-    pytest.importorskip("radon")
     folder = tmp_path / "code"
     folder.mkdir()
     (folder / "bad.py").write_text(SOURCE)
@@ -42,6 +40,51 @@ async def test_demo_prints_what_to_fix_first_and_writes_the_report(alone: Cli, c
     assert "review.html" in ran.err
     assert {path.name for path in (tmp_path / "report").iterdir()} >= {"review.html", "review.sarif"}
     assert sorted(os.listdir(code)) == ["bad.py", "broken.py"]
+
+
+async def test_demo_says_what_to_open_and_what_to_do_next(alone: Cli, code: Path) -> None:
+    ran = await alone("demo", str(code), "--out", "report")
+
+    assert "review.html   open it in a browser" in ran.err
+    assert "agentmesh init hello" in ran.err
+
+
+async def test_demo_without_ruff_and_radon_says_what_is_missing_and_how_to_get_it(
+    alone: Cli, code: Path, tmp_path: Path
+) -> None:
+    hidden = tmp_path / "hidden"
+    for name in ("ruff", "radon"):
+        (hidden / name).mkdir(parents=True)
+        (hidden / name / "__init__.py").write_text("raise ImportError")
+
+    ran = await alone(
+        "demo",
+        str(code),
+        "--out",
+        "report",
+        env={"PYTHONPATH": f"{hidden}{os.pathsep}{REPOSITORY}", "PATH": "/nowhere"},
+    )
+
+    assert ran.code == 0, ran.err
+    assert "in 2 files" in ran.out
+    assert "risky-call" in ran.out
+    assert "ruff is not installed" in ran.out
+    assert "pip install radon ruff" in ran.out
+    page = (tmp_path / "report" / "review.html").read_text()
+    assert "pip install radon ruff" in page
+    assert "Complexity map" not in page
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["missing"] == ["radon", "ruff"]
+    assert not any(finding["rule"] == "tool-failed" for finding in report["findings"])
+
+
+async def test_demo_refuses_a_folder_it_cannot_write_to_before_the_work(alone: Cli, code: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    ran = await alone("demo", str(code), "--out", "file/report")
+
+    assert ran.code == 2
+    assert "--out DIR" in ran.err
 
 
 async def test_demo_with_a_store_compares_with_the_review_before(alone: Cli, code: Path) -> None:

@@ -50,6 +50,15 @@ def test_the_first_ten_say_ten_different_things() -> None:
     assert len(ranked) == 10  # filled up with the best of the rest
 
 
+def test_a_trifle_is_said_once_even_if_places_stay_empty() -> None:
+    found = [finding("SIM108", f"{name}.py") for name in "abcdefghijkl"]
+
+    ranked = rank([*found, finding("F821")], [])
+
+    assert [each.finding.rule for each in ranked] == ["F821", "SIM108"]
+    assert ranked[1].similar == 11
+
+
 def test_no_file_takes_the_whole_list_while_others_have_problems() -> None:
     rules = ["F821", "S602", "B012", "F507", "S307", "B006"]
     ranked = rank([finding(rule, "bad.py") for rule in rules] + [finding("E722", f"{n}.py") for n in "cdefghi"], [], 6)

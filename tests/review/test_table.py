@@ -28,6 +28,15 @@ def test_a_clean_project_is_said_to_be_clean() -> None:
     assert "Nothing to fix." in _printed(report())
 
 
+def test_what_is_missing_comes_with_the_command_that_installs_it() -> None:
+    review = report(assemble("a.py", "x\n", missing={"ruff", "radon"}))
+
+    printed = " ".join(_printed(review.model_copy(update={"missing": ("radon", "ruff")})).split())
+
+    assert "complexity map (radon is not installed), and without likely bugs, security and style (ruff" in printed
+    assert "pip install radon ruff" in printed
+
+
 def test_a_message_cannot_drive_the_terminal_or_the_markup() -> None:
     review = assemble("a.py", "x\n", ruff=[diagnostic("F841", 1, message="\x1b[2Jgone [red]bold[/red]")])
 
