@@ -7,9 +7,10 @@ time that is left, the trace id, and the depth of the chain.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +20,7 @@ from agentmesh import codec, registry
 from agentmesh.context import MAX_HOPS, current
 from agentmesh.errors import (
     AgentMeshError,
+    BrokerError,
     CallDepthError,
     DeadlineExceededError,
     DefinitionError,
@@ -44,6 +46,12 @@ R = TypeVar("R")
 
 ASK_TIMEOUT = 30.0
 """Seconds an ask waits unless told otherwise."""
+
+LONGEST_WAIT = 365 * 86_400.0
+"""Seconds that stand for a timeout without an end."""
+
+KNOWN_RECEIVERS = 1_000
+"""Receivers of events whose refusals come back. Beyond that, those told first are no longer listened to."""
 
 CANCEL = "cancel-request"
 """Control subject: the asker of a request has gone; the body is its message id."""
@@ -84,6 +92,12 @@ class Client:
         other.tasks = self.tasks  # one subscription to results, whoever waits for them
         return other
 
+    def forget_receivers(self) -> None:
+        """Hear no more of events that are refused, for a sender that has ended."""
+        while self._bounces:
+            self._bounces.popitem()[1].close()
+        self._quiet_until.clear()
+
     def ref(self, agent: str) -> AgentRef:
         """A reference to an agent; it need not run yet.
 
@@ -110,6 +124,8 @@ class Client:
             NoSuchAgentError: Nobody listens (with `timeout`).
             DeadlineExceededError: No confirmation in time (with `timeout`); it may have been taken.
         """
+        if not isinstance(event, Event):
+            raise DefinitionError(type(event).__name__, "tell takes an Event; ask a Request, submit a Task")
         if event.durable:
             await self._tell_durable(agent, event, timeout)
         elif timeout is None:
@@ -133,10 +149,14 @@ class Client:
 
     async def publish(self, topic: str, event: Event) -> None:
         """Publish an event to whoever listens to `topic`: at most once, each agent gets it once."""
+        if not isinstance(event, Event) or event.durable:
+            raise DefinitionError(type(event).__name__, "publish takes an Event that is not durable; tell that one")
         await self.transport.publish(self.subjects.topic(topic), codec.encode(self._envelope("", event)))
 
-    async def listen(self, pattern: str, *, limit: int = 10_000) -> AsyncIterator[tuple[str, codec.Envelope]]:
-        """Topics and envelopes of events published from now on, in order.
+    async def listen(self, pattern: str, *, limit: int = 10_000) -> AsyncGenerator[tuple[str, codec.Envelope], None]:
+        """Topics and envelopes of events published from the first step of the loop on, in order.
+
+        What is no message is left out.
 
         Args:
             pattern: A topic; `*` stands for one token, a final `>` for the rest.
@@ -149,10 +169,15 @@ class Client:
 
         def take(message: WireMessage) -> None:
             nonlocal dropped
+            try:
+                envelope = codec.decode_foreign(message.data, message.headers, False)
+            except InvalidMessageError as error:
+                log.debug("listener of %r: %s", pattern, error)
+                return
             if len(waiting) >= limit:
                 waiting.popleft()
                 dropped += 1
-            waiting.append((message.subject[prefix:], codec.decode_foreign(message.data, message.headers, False)))
+            waiting.append((message.subject[prefix:], envelope))
             arrived.set()
 
         subscription = await self.transport.subscribe(self.subjects.topic_pattern(pattern), take)
@@ -187,8 +212,9 @@ class Client:
             DeadlineExceededError: No reply in time.
             InvalidMessageError: The reply is not of the promised type.
         """
+        reply_type = _reply_type(request)
         reply = await self._request(agent, self._envelope(agent, request), self._timeout(agent, timeout))
-        result: R = codec.decode_body(type(request).reply_type(), reply.content)
+        result: R = codec.decode_body(reply_type, reply.content)
         return result
 
     async def ask_raw(self, agent: str, message_type: str, content: Any, *, timeout: float | None = None) -> Any:
@@ -197,7 +223,7 @@ class Client:
         reply = await self._request(agent, envelope, self._timeout(agent, timeout))
         return msgspec.json.decode(reply.content)
 
-    async def stream(self, agent: str, request: Request[R], *, timeout: float = ASK_TIMEOUT) -> AsyncIterator[R]:
+    def stream(self, agent: str, request: Request[R], *, timeout: float = ASK_TIMEOUT) -> AsyncGenerator[R, None]:
         """Chunks of a streaming answer, in order and without a gap; leaving the loop stops the producer.
 
         A handler that does not stream gives its reply as the only chunk.
@@ -212,18 +238,18 @@ class Client:
             StreamGapError: A chunk was lost.
             NoSuchAgentError: and the other errors of `ask`.
         """
-        async for chunk in self._stream(self._envelope(agent, request), agent, type(request).reply_type(), timeout):
-            yield chunk
+        return self._stream(self._envelope(agent, request), agent, _reply_type(request), timeout)
 
-    async def stream_raw(
+    def stream_raw(
         self, agent: str, message_type: str, content: Any, *, timeout: float = ASK_TIMEOUT
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """Like `stream`, for callers that do not have the message class."""
         envelope = self._outline(agent, message_type, msgspec.Raw(msgspec.json.encode(content)))
-        async for chunk in self._stream(envelope, agent, Any, timeout):
-            yield chunk
+        return self._stream(envelope, agent, Any, timeout)
 
-    async def _stream(self, envelope: codec.Envelope, agent: str, kind: Any, timeout: float) -> AsyncIterator[Any]:
+    async def _stream(
+        self, envelope: codec.Envelope, agent: str, kind: Any, timeout: float
+    ) -> AsyncGenerator[Any, None]:
         idle = self._timeout(agent, timeout)
         envelope.window = WINDOW
         here = current()
@@ -234,7 +260,9 @@ class Client:
             await self.transport.publish(self.subjects.mailbox(agent), codec.encode(envelope), reader.subject)
             async for chunk in reader:
                 yield chunk
-        except NoSuchAgentError:
+        except NoSuchAgentError as error:
+            if error is not nobody:  # the handler asked an agent that is not there
+                raise
             raise await self._no_such_agent(agent) from None
         finally:
             reader.close()
@@ -242,6 +270,7 @@ class Client:
                 await self._cancel(envelope.message_id)
 
     async def _request(self, agent: str, envelope: codec.Envelope, timeout: float) -> codec.Envelope:
+        timeout = min(timeout, LONGEST_WAIT)
         envelope.deadline = now() + timedelta(seconds=timeout)
         try:
             answer = await self.transport.request(self.subjects.mailbox(agent), codec.encode(envelope), timeout=timeout)
@@ -259,11 +288,16 @@ class Client:
         return reply
 
     async def _cancel(self, message_id: str) -> None:
+        """Let the handler know that nobody waits. If that fails, it hears so from the deadline."""
         if self.transport.is_connected:
-            await self.transport.publish(self.subjects.control(CANCEL), message_id.encode())
+            with contextlib.suppress(BrokerError):
+                await self.transport.publish(self.subjects.control(CANCEL), message_id.encode())
 
     async def _no_such_agent(self, agent: str) -> NoSuchAgentError:
-        known = await registry.discover(self.transport, self.subjects, brief=True, timeout=0.08, stall=0.03)
+        try:
+            known = await registry.discover(self.transport, self.subjects, brief=True, timeout=0.08, stall=0.03)
+        except BrokerError:
+            return NoSuchAgentError(agent)
         return NoSuchAgentError(agent, registry.near_misses(agent, (info.name for info in known)))
 
     # ------------------------------------------------------------ tasks
@@ -379,6 +413,10 @@ class Client:
         """The reply subject of told events, one per receiver: refusals and 'no responders' come back to it."""
         inbox = self._bounces.get(agent)
         if inbox is None:
+            if len(self._bounces) >= KNOWN_RECEIVERS:
+                first = next(iter(self._bounces))
+                self._bounces.pop(first).close()
+                self._quiet_until.pop(first, None)
             inbox = self._bounces[agent] = self.transport.open_inbox(lambda message: self._bounced(agent, message))
         return inbox.subject
 
@@ -388,9 +426,12 @@ class Client:
             error = NoSuchAgentError(agent)
         else:
             try:
-                error = codec.decode_error(codec.decode(message.data).content, agent)
-            except InvalidMessageError as problem:
-                error = problem
+                answer = codec.decode(message.data)
+            except InvalidMessageError:
+                return
+            if answer.message_type != codec.ERROR:
+                return
+            error = codec.decode_error(answer.content, agent)
         self._warn(agent, error)
         if self.on_undelivered is not None:
             self.on_undelivered(Undelivered(agent, error))
@@ -401,3 +442,9 @@ class Client:
         if time >= self._quiet_until.get(agent, 0.0):
             self._quiet_until[agent] = time + 1.0
             log.warning("an event told to %r was not delivered: %s", agent, error)
+
+
+def _reply_type(request: Any) -> Any:
+    if not isinstance(request, Request):
+        raise DefinitionError(type(request).__name__, "ask and stream take a Request; tell an Event, submit a Task")
+    return type(request).reply_type()

@@ -13,7 +13,7 @@ what is not such a document is taken as a `Prompt` (with a reply subject) or a `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -65,7 +65,7 @@ encode = _encoder.encode
 
 
 def decode(data: bytes) -> Envelope:
-    """The envelope in `data`.
+    """The envelope in `data`; a deadline without a time zone is read as UTC.
 
     Raises:
         InvalidMessageError: Not an envelope; says what is wrong.
@@ -76,7 +76,10 @@ def decode(data: bytes) -> Envelope:
         raise InvalidMessageError(f"not a message: {error}") from error
     version = envelope.schema_version
     if version and version != SCHEMA_VERSION and version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-        raise InvalidMessageError(f"schema_version {version!r} is not supported (this is {SCHEMA_VERSION})")
+        raise InvalidMessageError(f"schema_version {version!r:.40} is not supported (this is {SCHEMA_VERSION})")
+    deadline = envelope.deadline
+    if deadline is not None and deadline.tzinfo is None:
+        envelope.deadline = deadline.replace(tzinfo=UTC)
     return envelope
 
 
@@ -104,21 +107,18 @@ def decode_foreign(data: bytes, headers: Mapping[str, str] | None, wants_reply: 
 class _Foreign(msgspec.Struct):
     message_type: str
     message_id: str | None = None
-    timestamp: str | None = None
 
 
 def _with_id(data: bytes) -> Envelope:
-    """An envelope of a foreign client: without an id it gets one, and a naive timestamp is read as UTC."""
+    """An envelope of a foreign client: without an id it gets one, and a timestamp in another form is replaced."""
     try:
         return decode(data)
     except InvalidMessageError as problem:
         try:
             document = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
             outline = msgspec.json.decode(data, type=_Foreign)
-        except (msgspec.MsgspecError, RecursionError):
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             raise problem from None
-        if outline.message_id is not None and outline.timestamp is None:
-            raise
         document["message_id"] = msgspec.Raw(_encoder.encode(outline.message_id or new_id()))
         document["timestamp"] = msgspec.Raw(_encoder.encode(now()))
         return decode(_encoder.encode(document))
@@ -161,13 +161,20 @@ def decode_body(kind: Any, data: bytes | msgspec.Raw) -> Any:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind.__pydantic_validator__.validate_json(bytes(data))
         return adapter(kind).validate_json(bytes(data))
-    except (ValidationError, RecursionError) as error:
+    except Exception as error:  # the edge to foreign code: validators of messages may raise anything
         raise InvalidMessageError(f"{_named(kind)}: {_first_problem(error)}") from error
 
 
 def encode_error(error: BaseException) -> msgspec.Raw:
-    """The `content` of an `error` reply."""
-    return msgspec.Raw(_encoder.encode(error_to_wire(error)))
+    """The `content` of an `error` reply. What is no JSON in it is left out."""
+    try:
+        return msgspec.Raw(_encoder.encode(error_to_wire(error)))
+    except Exception:  # the edge to foreign code: fields that are no JSON, half characters, a __str__ that raises
+        try:
+            message = str(error).encode(errors="replace").decode()
+        except Exception:
+            message = "(its text cannot be made)"
+        return msgspec.Raw(_encoder.encode({"type": type(error).__name__, "message": message}))
 
 
 def decode_error(content: msgspec.Raw, source: str) -> AgentMeshError:
@@ -188,4 +195,4 @@ def _first_problem(error: Exception) -> str:
         where = ".".join(str(part) for part in first["loc"])
         rest = f" (and {len(more)} more)" if more else ""
         return f"{where + ': ' if where else ''}{first['msg']}{rest}"
-    return str(error)
+    return str(error) if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: {error}"

@@ -164,7 +164,7 @@ class MissingExtraError(AgentMeshError):
         self.extra = extra
 
     def __str__(self) -> str:
-        return f"{self.module} is not installed; run: pip install 'agentmesh-nats[{self.extra}]'"
+        return f"{self.module} is not installed; run: pip install {self.module} (part of agentmesh-nats[{self.extra}])"
 
 
 # ---------------------------------------------------------------- broker
@@ -371,7 +371,7 @@ class NoHandlerError(DeliveryError):
         self.handled = list(handled)
 
     def __str__(self) -> str:
-        takes = f"it takes {', '.join(self.handled)}" if self.handled else "it takes nothing"
+        takes = f"it takes {', '.join(self.handled)}" if self.handled else "it takes neither requests nor events"
         return f"agent {self.agent!r} has no handler for {self.message_type} ({takes}); did you forget @handler?"
 
 
@@ -419,7 +419,7 @@ class StreamIdleError(DeliveryError):
         self.timeout = timeout
 
     def __str__(self) -> str:
-        return f"{self.what}: the stream was silent for {self.timeout:g} s"
+        return f"{self.what}: no answer, or no next part of one, for {self.timeout:g} s"
 
 
 class StreamGapError(DeliveryError):
@@ -828,6 +828,8 @@ def _tree(root: type[AgentMeshError]) -> dict[str, type[AgentMeshError]]:
 
 
 _KINDS = _tree(AgentMeshError)
+# What a handler says about its own task is no verdict on whoever asked it.
+del _KINDS["Retry"], _KINDS["Reject"]
 
 
 def error_to_wire(error: BaseException) -> dict[str, Any]:
@@ -845,7 +847,9 @@ def error_from_wire(data: Mapping[str, Any], source: str) -> AgentMeshError:
     known = _KINDS.get(kind)
     if known is not None and isinstance(fields, list):
         try:
-            return known(*fields)
-        except TypeError:  # another version of agentmesh gave it other fields
-            pass
+            error = known(*fields)
+            str(error)
+        except (TypeError, ValueError, AttributeError):  # another version of agentmesh gave it other fields
+            return RemoteError(source, kind, message)
+        return error
     return RemoteError(source, kind, message)

@@ -1,8 +1,8 @@
 """The agents of one process: spawned, supervised, found, and stopped together.
 
-Each agent replica is a child of one supervisor: a cell (mailbox and instance), the worker that pulls its tasks, and
-its durable mailbox. The host answers who is here, tells when agents come and go, cancels requests whose asker has
-gone, and registers every agent as a NATS micro service, so that any client can list, ping and inspect it.
+Each agent replica is the child of a supervisor of its own: a cell (mailbox and instance), the worker that pulls its
+tasks, and its durable mailbox. The host answers who is here, tells when agents come and go, cancels requests whose
+asker has gone, and registers every agent as a NATS micro service, so that any client can list, ping and inspect it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,8 +23,8 @@ from agentmesh import registry
 from agentmesh.agent import Agent, AgentCell, CellOptions
 from agentmesh.agent.durable import DurableMailbox
 from agentmesh.client import CANCEL, Client
-from agentmesh.errors import AgentMeshError, ConfigError
-from agentmesh.registry import AgentInfo, MessageInfo
+from agentmesh.errors import AgentMeshError, AgentStoppedError, BrokerError, ConfigError
+from agentmesh.registry import AgentInfo, MessageInfo, near_misses
 from agentmesh.supervisor import ChildSpec, Exit, RestartPolicy, Supervisor
 from agentmesh.tasks import TaskWorker
 from agentmesh.transport import Endpoint, Message, Service, Subscription
@@ -35,57 +35,102 @@ log = logging.getLogger("agentmesh.host")
 OVERDUE_PERIOD = 0.25
 """Seconds between looks for handlers whose asker has stopped waiting."""
 
+REPLACE_GRACE = 5.0
+"""Seconds an agent gets to finish when another one takes its name and replica number."""
+
+BLOCKED = 1.0
+"""Seconds the event loop must stand still to be worth a warning."""
+
+
+F = TypeVar("F", TaskWorker, DurableMailbox)
+
 
 class Hosted:
-    """One replica with everything that feeds it; a child of the host's supervisor."""
+    """One replica with everything that feeds it; a child of a supervisor of its own."""
 
     def __init__(self, host: Host, cell: AgentCell) -> None:
         self.cell = cell
+        self.key = (cell.name, cell.replica)
+        self.begun = asyncio.Event()
+        """The first start is over, well or badly."""
         self._host = host
+        self._supervisor: Supervisor | None = None
         self._worker: TaskWorker | None = None
         self._durable: DurableMailbox | None = None
         self._registered: Service | None = None
+        self._stopped = False
 
     async def start(self) -> Hosted:
         """Start, or start again after a failure: a new instance, the same mailbox."""
+        cell = self.cell
         try:
-            await self.cell.start()
+            await cell.start()
         finally:
-            await self._host.announce(self.cell)
-        if self._worker is None and self.cell.behaviour.tasks:
-            worker = TaskWorker(
-                self.cell.client.transport,
-                self.cell.client.subjects,
-                self.cell.name,
-                types=self.cell.behaviour.tasks,
-                run=self.cell.run_task,
-                slots=self.cell.concurrency,
-                prefetch=self.cell.prefetch,
-                node=self._host.node,
-            )
-            await worker.start()
-            self._worker = worker
-        if self._durable is None and self.cell.behaviour.durable_events:
-            durable = DurableMailbox(self.cell)
-            await durable.start()
-            self._durable = durable
+            await self._host.announce(self)
+        if self._worker is None and cell.behaviour.tasks:
+            self._worker = await self._fed_by(self._task_worker())
+        if self._durable is None and cell.behaviour.durable_events:
+            self._durable = await self._fed_by(DurableMailbox(cell))
         if self._registered is None:
             self._registered = self._host.services.add(self._service())
         return self
+
+    async def _fed_by(self, feed: F) -> F:
+        try:
+            await feed.start()
+            if self._stopped:  # in the middle of this
+                raise AgentStoppedError(self.cell.name)
+        except BaseException:
+            await feed.stop(0.0)
+            raise
+        return feed
+
+    def _task_worker(self) -> TaskWorker:
+        cell = self.cell
+        return TaskWorker(
+            cell.client.transport,
+            cell.client.subjects,
+            cell.name,
+            types=cell.behaviour.tasks,
+            run=cell.run_task,
+            slots=cell.concurrency,
+            prefetch=cell.prefetch,
+            node=self._host.node,
+        )
+
+    def supervise(self, policy: RestartPolicy, on_escalation: Callable[[BaseException], None]) -> None:
+        """Have it started again when it fails: one agent's failures never count against another's."""
+        name = f"{self.cell.name}.{self.cell.replica}"
+        supervisor = Supervisor(name, policy=policy, on_escalation=on_escalation)
+        supervisor.adopt(ChildSpec(name, self.start, restart=self.cell.restart_type), self)
+        self._supervisor = supervisor
 
     async def wait(self) -> Exit:
         """Wait for the failure of this life."""
         return Exit(await asyncio.shield(self.cell.failed))
 
     async def stop(self, timeout: float) -> None:
-        """Stop taking messages and tasks, and finish or give back what is under way."""
+        """Stop taking messages and tasks, and finish or give back what is under way. For the supervisor."""
+        await self._end(timeout)
+
+    async def end(self, grace: float, *, kill: bool = False) -> None:
+        """Stop for good. A killed agent is not asked to clean up."""
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            await supervisor.release()
+        await self._end(0.0 if kill else grace, hooks=not kill)
+
+    async def _end(self, grace: float, *, hooks: bool = True) -> None:
+        self._stopped = True
         if self._registered is not None:
             self._host.services.remove(self._registered)
-        if self._durable is not None:
-            await self._durable.stop()
-        worker = self._worker.stop(timeout) if self._worker is not None else asyncio.sleep(0)
-        await asyncio.gather(worker, self.cell.stop(timeout))
-        await self._host.announce(self.cell)
+        await asyncio.gather(self._stop_feeding(grace), self.cell.stop(grace, hooks=hooks))
+        await self._host.announce(self)
+
+    async def _stop_feeding(self, grace: float) -> None:
+        worker, self._worker = self._worker, None
+        durable, self._durable = self._durable, None
+        await asyncio.gather(*(feed.stop(grace) for feed in (worker, durable) if feed is not None))
 
     def info(self, brief: bool) -> AgentInfo:
         """What others see of this replica."""
@@ -159,7 +204,7 @@ class Host:
         self.on_escalation: Callable[[str, BaseException], None] | None = None
         self._policy = policy or RestartPolicy()
         self._hosted: dict[tuple[str, int], Hosted] = {}
-        self._supervisors: dict[tuple[str, int], Supervisor] = {}
+        self._closed = False
         self._broken: dict[str, AgentInfo] = {}
         self._subscriptions: list[Subscription] = []
         self._overdue: asyncio.Task[None] | None = None
@@ -191,38 +236,35 @@ class Host:
             factory: Makes the instance; by default the class is called with the options' arguments.
 
         Raises:
+            DefinitionError: The agent or a setting cannot work.
+            AgentStoppedError: It was stopped while it started.
             Exception: Whatever the constructor or `on_start` raises the first time.
         """
         chosen = options or CellOptions()
         make = factory or (lambda: agent_class(*chosen.args, **chosen.kwargs))
-        cell = AgentCell(self.client, agent_class, make, chosen)
-        key = (cell.name, cell.replica)
-        if key in self._hosted:
-            await self._stop(key, 5.0)
-        hosted = self._hosted[key] = Hosted(self, cell)
+        hosted = Hosted(self, AgentCell(self.client, agent_class, make, chosen))
+        while (old := self._hosted.get(hosted.key)) is not None:
+            await old.begun.wait()
+            await self._end(old, REPLACE_GRACE)
+        if self._closed:
+            raise AgentStoppedError(hosted.cell.name)
+        self._hosted[hosted.key] = hosted
         try:
             await hosted.start()
+            hosted.supervise(self._policy, lambda error: self._gave_up(hosted, error))
         except BaseException:
-            await self._stop(key, 0.0)
+            await self._end(hosted, 0.0)
             raise
-        self._broken.pop(cell.name, None)
-        self._supervise(key, hosted)
-        return cell
+        finally:
+            hosted.begun.set()
+        self._broken.pop(hosted.cell.name, None)
+        return hosted.cell
 
-    def _supervise(self, key: tuple[str, int], hosted: Hosted) -> None:
-        """Give the running replica a supervisor of its own: one agent's failures never count against another's."""
-        name = f"{key[0]}.{key[1]}"
-        supervisor = Supervisor(name, policy=self._policy, on_escalation=lambda error: self._gave_up(key, error))
-        supervisor.adopt(ChildSpec(name, hosted.start, restart=hosted.cell.restart), hosted)
-        self._supervisors[key] = supervisor
-
-    def _gave_up(self, key: tuple[str, int], error: BaseException) -> None:
-        log.error("%s stays down: %s", key[0], error)
-        hosted = self._hosted.get(key)
-        if hosted is not None:
-            hosted.cell.state, hosted.cell.problem = "failed", str(error)
+    def _gave_up(self, hosted: Hosted, error: BaseException) -> None:
+        log.error("%s stays down: %s", hosted.cell.name, error)
+        hosted.cell.state, hosted.cell.problem = "failed", str(error)
         if self.on_escalation is not None:
-            self.on_escalation(key[0], error)
+            self.on_escalation(hosted.cell.name, error)
 
     def report_broken(self, name: str, problem: str) -> None:
         """Show an agent that could not even be made, for example because its module cannot be imported."""
@@ -232,50 +274,59 @@ class Host:
 
     async def stop_agent(self, name: str, *, grace: float = 10.0, replica: int | None = None) -> int:
         """Stop the replicas of an agent here, or one of them; returns how many there were."""
-        keys = [key for key in self._hosted if key[0] == name and replica in (None, key[1])]
-        await asyncio.gather(*(self._stop(key, grace) for key in keys))
-        return len(keys)
+        return await self._end_all(self._replicas(name, replica), grace)
 
-    async def restart_agent(self, name: str, *, grace: float = 10.0) -> int:
+    async def kill_agent(self, name: str) -> int:
+        """End the replicas of an agent here at once, without `on_stop`; those who wait are told."""
+        return await self._end_all(self._replicas(name), 0.0, kill=True)
+
+    async def restart_agent(self, name: str) -> int:
         """Start the replicas of an agent here anew, one after the other; the mailboxes stay."""
-        cells = [hosted.cell for key, hosted in self._hosted.items() if key[0] == name]
-        for cell in cells:
-            await cell.start()
-        return len(cells)
+        replicas = self._replicas(name)
+        for hosted in replicas:
+            await hosted.cell.restart()
+        return len(replicas)
+
+    def _replicas(self, name: str, replica: int | None = None) -> list[Hosted]:
+        return [one for key, one in self._hosted.items() if key[0] == name and replica in (None, key[1])]
 
     async def drain(self, grace: float) -> None:
-        """Stop every agent, last spawned first, and stop answering. Tasks not done in time are given back."""
+        """Stop every agent and stop answering. Tasks not done in time are given back. No agent comes after that."""
+        self._closed = True
+        await self._end_all(list(self._hosted.values()), grace)
         if self._overdue is not None:
             self._overdue.cancel()
-        await asyncio.gather(*(self._stop(key, grace) for key in reversed(list(self._hosted))))
         for subscription in self._subscriptions:
             await subscription.unsubscribe()
         self._subscriptions.clear()
-
-    async def kill(self) -> None:
-        """End every agent at once."""
-        await self.drain(0.0)
 
     def infos(self, name: str = "", brief: bool = False) -> list[AgentInfo]:
         """The replicas here."""
         running = [hosted.info(brief) for hosted in self._hosted.values()]
         return [info for info in (*running, *self._broken.values()) if name in ("", info.name)]
 
-    async def announce(self, cell: AgentCell) -> None:
+    async def announce(self, hosted: Hosted) -> None:
         """Say that the state of a replica changed."""
-        hosted = self._hosted.get((cell.name, cell.replica))
-        if hosted is not None and self.client.transport.is_connected:
-            body = registry.encode([hosted.info(brief=True)])
-            await self.client.transport.publish(self.client.subjects.control(registry.PRESENCE), body)
+        transport = self.client.transport
+        if self._hosted.get(hosted.key) is hosted and transport.is_connected:
+            with contextlib.suppress(BrokerError):  # whoever wants to be sure asks
+                body = registry.encode([hosted.info(brief=True)])
+                await transport.publish(self.client.subjects.control(registry.PRESENCE), body)
 
-    async def _stop(self, key: tuple[str, int], grace: float) -> None:
-        supervisor = self._supervisors.pop(key, None)
-        hosted = self._hosted.get(key)
-        if supervisor is not None:
-            await supervisor.release()
-        if hosted is not None:
-            await hosted.stop(grace)
-            self._hosted.pop(key, None)
+    async def _end_all(self, ending: list[Hosted], grace: float, *, kill: bool = False) -> int:
+        """Stop them at the same time; one that cannot be stopped does not keep the others."""
+        results = await asyncio.gather(*(self._end(one, grace, kill=kill) for one in ending), return_exceptions=True)
+        for one, problem in zip(ending, results, strict=True):
+            if problem is not None:
+                log.error("%s could not be stopped in good order", one.cell.name, exc_info=problem)
+        return len(ending)
+
+    async def _end(self, hosted: Hosted, grace: float, *, kill: bool = False) -> None:
+        try:
+            await hosted.end(grace, kill=kill)
+        finally:
+            if self._hosted.get(hosted.key) is hosted:
+                del self._hosted[hosted.key]
 
     # ------------------------------------------------------------ control
     def _on_who(self, message: Message) -> None:
@@ -283,9 +334,10 @@ class Host:
             question = msgspec.json.decode(message.data, type=registry.Who) if message.data else registry.Who()
         except msgspec.MsgspecError:
             return
-        infos = self.infos(question.name, question.brief)
-        if message.reply and infos:
-            self._answer(message.reply, registry.encode(infos))
+        if message.reply:
+            infos = self.infos(question.name, question.brief)
+            for part in registry.encode_in_parts(infos, self.client.transport.max_payload):
+                self._answer(message.reply, part)
 
     def _answer(self, subject: str, data: bytes) -> None:
         answer = asyncio.get_running_loop().create_task(self.client.transport.publish(subject, data))
@@ -305,8 +357,15 @@ class Host:
                 return
 
     async def _watch_overdue(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            began = loop.time()
             await asyncio.sleep(OVERDUE_PERIOD)
+            late = loop.time() - began - OVERDUE_PERIOD
+            if late > BLOCKED:
+                log.warning(
+                    "no agent here could run for %.1f s: a handler blocks; use asyncio.to_thread, or a tool", late
+                )
             for hosted in self._hosted.values():
                 hosted.cell.cancel_overdue()
 
@@ -320,9 +379,13 @@ def load(target: str) -> type[Agent]:
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
         raise ConfigError(target, "write it as module:Class, for example hello.agents:Greeter")
-    found: Any = importlib.import_module(module_name)
+    module: Any = importlib.import_module(module_name)
+    found = module
     for part in attribute.split("."):
         found = getattr(found, part, None)
     if not (isinstance(found, type) and issubclass(found, Agent)):
-        raise ConfigError(target, f"{attribute} in {module_name} is not an Agent class")
+        agents = [name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, Agent)]
+        near = near_misses(attribute, agents)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(target, f"{attribute} in {module_name} is not an Agent class{hint}")
     return found

@@ -48,10 +48,12 @@ class LocalServices:
 
     async def stop_services(self) -> None:
         """Stop what `start_services` started."""
-        if self._dispatcher is not None:
-            await self._dispatcher.stop()
-        if self._memory is not None:
-            await self._memory.stop()
+        try:
+            if self._dispatcher is not None:
+                await self._dispatcher.stop()
+        finally:
+            if self._memory is not None:
+                await self._memory.stop()
 
     async def stop_broker(self) -> None:
         """Stop the broker and forget a temporary folder."""

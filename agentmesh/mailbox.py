@@ -72,10 +72,6 @@ class Mailbox(Generic[T]):
             return False, None
         return False, message
 
-    def put_beyond(self, message: T) -> None:
-        """Take `message` even when full: for the one stored event that is out of a durable mailbox at a time."""
-        self._inside.append(message)
-
     def pop(self) -> tuple[T, T | None]:
         """The oldest message, and the one that came inside in its place, if any. IndexError when empty."""
         message = self._inside.popleft()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import sys
 from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass, replace
@@ -19,13 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agentmesh import config, runfile
-from agentmesh.agent import Agent, CellOptions
+from agentmesh.agent import Agent, CellOptions, behaviour
 from agentmesh.client import Client
+from agentmesh.errors import DefinitionError
 from agentmesh.host import Host
 from agentmesh.ids import new_id
 from agentmesh.local import LocalServices
 from agentmesh.refs import AgentRef
-from agentmesh.subjects import Subjects
+from agentmesh.subjects import Subjects, token
 from agentmesh.transport import Transport, TransportOptions
 
 if TYPE_CHECKING:
@@ -36,7 +38,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STOP_GRACE = 5.0
-"""Seconds agents of this process get to finish when the mesh is closed."""
+"""Seconds an agent of this process gets to finish when it is stopped."""
+
+CLOSE_GRACE = 1.0
+"""Seconds all of them get when the mesh is closed: whoever closes it wants to go."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,14 @@ class Mesh(Client):
     """
 
     def __init__(self, transport: Transport, options: ConnectOptions, local: LocalServices | None) -> None:
-        subjects = options.subjects or Subjects(options.tenant or "default")
-        super().__init__(transport, subjects, options.name or f"client-{new_id()}")
+        super().__init__(
+            transport, options.subjects or Subjects(options.tenant or "default"), options.name or f"client-{new_id()}"
+        )
         self._options = options
         self._local = local
         self._host: Host | None = None
+        self._host_starting = asyncio.Lock()
+        self._closing = asyncio.Lock()
         self._sync: SyncMesh | None = None
         self._interactive = _in_notebook() if options.own_thread is None else options.own_thread
 
@@ -89,7 +97,9 @@ class Mesh(Client):
         options: CellOptions | None = None,
         **kwargs: Any,
     ) -> AgentRef:
-        """Start an agent in this process, supervised; spawning a name again replaces it.
+        """Start an agent in this process, supervised; spawning a name again replaces those of this process.
+
+        If one replica cannot be started, those started before it are stopped again.
 
         Args:
             agent_class: The agent.
@@ -100,20 +110,33 @@ class Mesh(Client):
             kwargs: For its constructor.
 
         Raises:
+            DefinitionError: The class or a setting cannot work.
             Exception: What the constructor or `on_start` raised.
         """
+        if replicas < 1:
+            raise DefinitionError("replicas", f"must be 1 or more, not {replicas}")
         if self._interactive:
             ref = await self._on_thread(
                 lambda mesh: mesh.spawn(agent_class, *args, name=name, replicas=replicas, options=options, **kwargs)
             )
             return self.ref(ref.name)
         host = await self._hosting()
-        chosen = replace(options or CellOptions(), args=args, kwargs=kwargs)
-        if name is not None:
-            chosen = replace(chosen, name=name)
-        for replica in range(1, replicas + 1):
-            cell = await host.spawn(agent_class, replace(chosen, replica=replica))
-        return self.ref(cell.name)
+        chosen = options or CellOptions()
+        chosen = replace(chosen, args=args or chosen.args, kwargs={**chosen.kwargs, **kwargs})
+        address = token("agent", chosen.name or behaviour(agent_class).name if name is None else name)
+        started = 0
+        try:
+            for replica in range(1, replicas + 1):
+                await host.spawn(agent_class, replace(chosen, name=address, replica=replica))
+                started = replica
+        except BaseException:
+            for replica in range(1, started + 1):
+                await host.stop_agent(address, grace=0.0, replica=replica)
+            raise
+        for info in host.infos(address, brief=True):
+            if info.replica > replicas:
+                await host.stop_agent(address, grace=STOP_GRACE, replica=info.replica)
+        return self.ref(address)
 
     async def stop(self, agent: str, *, grace: float = STOP_GRACE) -> int:
         """Stop the replicas of an agent that this process runs; returns how many there were."""
@@ -122,14 +145,18 @@ class Mesh(Client):
         return await self._host.stop_agent(agent, grace=grace) if self._host else 0
 
     async def kill(self, agent: str) -> int:
-        """End the replicas of an agent here at once; those who wait for an answer are told."""
-        return await self.stop(agent, grace=0.0)
+        """End the replicas of an agent here at once, without `on_stop`; those who wait for an answer are told."""
+        if self._interactive:
+            return await self._on_thread(lambda mesh: mesh.kill(agent))
+        return await self._host.kill_agent(agent) if self._host else 0
 
     async def _hosting(self) -> Host:
-        if self._host is None:
-            self._host = Host(self, self.identity)
-            await self._host.start()
-        return self._host
+        async with self._host_starting:
+            if self._host is None:
+                host = Host(self, self.identity)
+                await host.start()
+                self._host = host
+            return self._host
 
     # ------------------------------------------------------------ plain code
     @property
@@ -138,24 +165,36 @@ class Mesh(Client):
         if self._sync is None:
             from agentmesh.sync import SyncMesh
 
-            self._sync = SyncMesh(replace(self._options, url=self.url, own_thread=False))
+            self._sync = SyncMesh(replace(self._options, own_thread=False))
         return self._sync
 
     async def _on_thread(self, action: Callable[[Mesh], Coroutine[Any, Any, T]]) -> T:
         return await asyncio.wrap_future(self.sync.submit_call(action))
 
     # ------------------------------------------------------------ end
-    async def close(self) -> None:
-        """Stop the agents of this process, then whatever `connect` started. Never raises because the broker is gone."""
-        if self._sync is not None:
-            await asyncio.to_thread(self._sync.close)
-        if self._host is not None:
-            await self._host.drain(STOP_GRACE if self.transport.is_connected else 0.0)
-        if self._local is not None:
-            await self._local.stop_services()
-        await self.transport.close()
-        if self._local is not None:
-            await self._local.stop_broker()
+    async def close(self, *, grace: float = CLOSE_GRACE) -> None:
+        """Stop the agents of this process, then whatever `connect` started; once more does nothing.
+
+        Never raises because the broker is gone.
+
+        Args:
+            grace: Seconds in which agents finish what waits and what they are at; tasks not done by then are given
+                back, and those who wait for an answer are told.
+        """
+        async with (
+            self._closing,
+            contextlib.AsyncExitStack() as ending,
+        ):  # in reverse order, each whatever the others do
+            if self._local is not None:
+                ending.push_async_callback(self._local.stop_broker)
+            ending.push_async_callback(self.transport.close)
+            if self._local is not None:
+                ending.push_async_callback(self._local.stop_services)
+            if self._host is not None:
+                ending.push_async_callback(self._host.drain, grace if self.transport.is_connected else 0.0)
+            if self._sync is not None:
+                ending.push_async_callback(asyncio.to_thread, self._sync.close)
+            self._local = self._host = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -209,6 +248,7 @@ def connect(
         own_thread: Run spawned agents on a thread of their own; by default only in notebooks.
 
     Raises:
+        InvalidNameError: `tenant` or `name` is no name.
         BrokerUnavailableError: There is an address, and no broker at it.
         BrokerTooOldError: The broker lacks what agentmesh needs.
         BrokerStartError: The embedded broker could not be started.
@@ -217,25 +257,28 @@ def connect(
 
 
 async def _connect(options: ConnectOptions) -> Mesh:
-    url, local = options.url or config.broker_url(), None
+    if options.name:
+        token("client", options.name)
+    url = options.url or config.broker_url()
     if url is None and (running := runfile.find()) is not None:
         url = running.url
         options = replace(options, tenant=options.tenant or running.tenant)
-    if url is None:
-        local = LocalServices(options.store)
-        url = await local.start_broker()
-    settings = replace(options.transport or TransportOptions(), url=url)
-    if options.name:
-        settings = replace(settings, name=options.name)
-    try:
+    subjects = options.subjects or Subjects(options.tenant or "default")
+    async with contextlib.AsyncExitStack() as begun:  # undone if something fails, kept if nothing does
+        local = None
+        if url is None:
+            local = LocalServices(options.store)
+            begun.push_async_callback(local.stop_broker)
+            url = await local.start_broker()
+        settings = replace(options.transport or TransportOptions(), url=url)
+        if options.name:
+            settings = replace(settings, name=options.name)
         transport = await Transport.connect(settings)
+        begun.push_async_callback(transport.close)
         if local is not None:
-            await local.start_services(transport, options.subjects or Subjects(options.tenant or "default"))
-    except BaseException:
-        if local is not None:
-            await local.stop_broker()
-        raise
-    return Mesh(transport, options, local)
+            await local.start_services(transport, subjects)
+        begun.pop_all()
+    return Mesh(transport, replace(options, url=url, subjects=subjects), local)
 
 
 def _in_notebook() -> bool:

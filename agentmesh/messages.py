@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -151,6 +152,7 @@ def _checked(cls: type, policy: TaskPolicy) -> TaskPolicy:
     return policy
 
 
+@cache
 def _parameter(cls: type[BaseModel], base: type[BaseModel]) -> Any:
     """What `cls` put between the brackets of `base[...]`, found on its nearest ancestor that says so."""
     for ancestor in cls.__mro__:

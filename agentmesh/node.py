@@ -220,7 +220,7 @@ class Node:
             here = self._known(name)
             states = {info.state for info in self._host.infos(name, brief=True)}
             if states and "failed" not in states:
-                await self._host.restart_agent(name, grace=self.spec.grace)
+                await self._host.restart_agent(name)
             else:
                 await self._begin(here)
         return {"problem": self._problems.get(name, "")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, TypeVar
 
 from agentmesh.messages import Event, Request, Task
@@ -34,7 +34,7 @@ class AgentRef:
         """See `Client.ask`."""
         return await self._client.ask(self.name, request, timeout=timeout)
 
-    def stream(self, request: Request[R], *, timeout: float = 30.0) -> AsyncIterator[R]:
+    def stream(self, request: Request[R], *, timeout: float = 30.0) -> AsyncGenerator[R, None]:
         """See `Client.stream`."""
         return self._client.stream(self.name, request, timeout=timeout)
 

@@ -8,7 +8,7 @@ Hosts also announce agents that come and go on `ai.agent.control.T.presence`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -68,6 +68,20 @@ class Who(msgspec.Struct, omit_defaults=True):
 
 _answers = msgspec.json.Decoder(list[AgentInfo])
 encode = msgspec.json.encode
+
+
+def encode_in_parts(infos: Iterable[AgentInfo], limit: int) -> Iterator[bytes]:
+    """One or more answers, none larger than half of `limit` bytes, unless one agent is."""
+    part: list[bytes] = []
+    size = 0
+    for one in map(encode, infos):
+        if part and size + len(one) > limit // 2:
+            yield b"[" + b",".join(part) + b"]"
+            part, size = [], 0
+        part.append(one)
+        size += len(one) + 1
+    if part:
+        yield b"[" + b",".join(part) + b"]"
 
 
 async def discover(

@@ -29,9 +29,11 @@ class RunFile(msgspec.Struct):
 
     def alive(self) -> bool:
         """Whether the process that wrote it still exists."""
+        if self.pid <= 0:
+            return False
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return False
         except PermissionError:
             return True

@@ -3,8 +3,8 @@
 The asker opens an inbox and sends its request with a `window`. Every chunk carries its index; the `end` carries how
 many there were, so a lost chunk is noticed. Chunks carry the producer's credit subject as their reply subject: the
 reader confirms what it has consumed after every half window, and the producer never has more than a window of
-unconfirmed chunks under way. A reader that goes away says so on the control subject; one that dies stops giving
-credit, and the producer ends itself after `CREDIT_TIMEOUT`.
+unconfirmed chunks under way. A reader that goes away says so on the control subject; one that confirms nothing for
+`CREDIT_TIMEOUT` seconds while a whole window waits is taken for dead.
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ class StreamReader:
         self._expected = 0
         self._consumed = 0
         self._end: AgentMeshError | None = None
+        self._ended = False
+        """No further chunk is taken."""
         self.finished = False
         """The producer has said the last word: an end, a reply or an error. Nothing is left to cancel."""
-        self._last = asyncio.get_running_loop().time()
         self._waiting: asyncio.Future[None] | None = None
 
     @property
@@ -76,14 +77,15 @@ class StreamReader:
         self._inbox.close()
 
     def _on_message(self, message: Message) -> None:
-        self._last = asyncio.get_running_loop().time()
+        if self._ended:
+            return
         if is_no_responders(message):
             self._finish(self._nobody())
         else:
             try:
                 self._take(codec.decode(message.data), message.reply)
             except InvalidMessageError as error:
-                self._finish(error)
+                self._break(error)
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
@@ -95,7 +97,7 @@ class StreamReader:
             self._chunks.append((envelope.content, ""))
             self._finish(None)
         elif envelope.index != self._expected:
-            self._finish(StreamGapError(self._what, self._expected, -1 if envelope.index is None else envelope.index))
+            self._break(StreamGapError(self._what, self._expected, -1 if envelope.index is None else envelope.index))
         elif kind == codec.END:
             self._finish(None)
         else:
@@ -103,9 +105,11 @@ class StreamReader:
             self._chunks.append((envelope.content, credit_subject))
 
     def _finish(self, error: AgentMeshError | None) -> None:
-        if not self.finished:
-            self.finished = True
-            self._end = error
+        self._ended, self._end, self.finished = True, error, True
+
+    def _break(self, error: AgentMeshError) -> None:
+        """The chunks so far are good, there are no more, and the producer does not know."""
+        self._ended, self._end = True, error
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         while True:
@@ -115,7 +119,7 @@ class StreamReader:
                 if credit_subject and self._consumed % self._half == 0:
                     await self._confirm(credit_subject)
                 yield codec.decode_body(self._kind, content)
-            elif self.finished:
+            elif self._ended:
                 if self._end is not None:
                     raise self._end
                 return
@@ -123,10 +127,10 @@ class StreamReader:
                 await self._more()
 
     async def _more(self) -> None:
+        """Wait for something to come. Time that the reader spends on its own does not count as silence."""
         loop = asyncio.get_running_loop()
         self._waiting = loop.create_future()
-        left = self._last + self._idle_timeout - loop.time()
-        timer = loop.call_later(max(left, 0.0), self._idle)
+        timer = loop.call_later(self._idle_timeout, self._idle)
         try:
             await self._waiting
         finally:

@@ -85,6 +85,15 @@ class Subjects:
             raise InvalidNameError("topic pattern", str(pattern))
         return f"ai.agent.topic.{self.tenant}.{pattern}"
 
+    def topic_matches(self, pattern: str, subject: str) -> bool:
+        """Whether what was published on `subject` is what `topic_pattern(pattern)` subscribes to."""
+        wanted, got = self.topic_pattern(pattern).split("."), subject.split(".")
+        if wanted[-1] == ">":
+            if len(got) < len(wanted):
+                return False
+            wanted, got = wanted[:-1], got[: len(wanted) - 1]
+        return len(wanted) == len(got) and all(w in ("*", g) for w, g in zip(wanted, got, strict=True))
+
     def durable_mailbox(self, agent: str) -> str:
         return f"ai.agent.mailbox.{self.tenant}.{token('agent', agent)}"
 

@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 _DONE = object()
 
+LAST_WORDS = 2.0
+"""Seconds that what was cancelled gets to end."""
+
 
 class LoopThread:
     """An event loop on a daemon thread."""
@@ -44,8 +47,16 @@ class LoopThread:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
-        self.loop.close()
+        try:
+            self.loop.run_forever()
+            left = asyncio.all_tasks(self.loop)
+            for task in left:  # such as a connect that was interrupted, and has a broker to stop
+                task.cancel()
+            if left:
+                self.loop.run_until_complete(asyncio.wait(left, timeout=LAST_WORDS))
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        finally:
+            self.loop.close()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run `work` on the loop; the future may be waited for by any thread."""
@@ -58,17 +69,31 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` on the loop and wait for it; an interrupt cancels it."""
-        future = self.submit(work)
+        """Run `work` on the loop and wait for it; an interrupt cancels it, and waits until it has ended."""
+        ended = threading.Event()
+
+        async def watched() -> T:
+            try:
+                return await work
+            finally:
+                ended.set()
+
+        try:
+            future = self.submit(watched())
+        except BaseException:
+            work.close()
+            raise
         try:
             return future.result()
         except KeyboardInterrupt:
             future.cancel()
+            ended.wait(LAST_WORDS)
             raise
 
     def close(self) -> None:
-        """Stop the loop and wait for the thread."""
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        """Stop the loop and wait for the thread; once more does nothing."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
 
 
@@ -180,9 +205,13 @@ class SyncMesh:
         return self._thread.submit(action(self._mesh))
 
     def close(self) -> None:
-        """Stop the agents of this thread, the connection and the thread."""
-        self._thread.run(self._mesh.close())
-        self._thread.close()
+        """Stop the agents of this thread, the connection and the thread; once more does nothing."""
+        if self._thread.loop.is_closed():
+            return
+        try:
+            self._thread.run(self._mesh.close())
+        finally:
+            self._thread.close()
 
     def __enter__(self) -> Self:
         return self

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar, overload
 
 from agentmesh.client import Client
 from agentmesh.errors import DefinitionError, InvalidNameError
-from agentmesh.mailbox import Overflow
+from agentmesh.mailbox import Mailbox, Overflow
 from agentmesh.memory import Memory
 from agentmesh.messages import Event, Message, Request, Task, schema, wire_name
 from agentmesh.subjects import token
@@ -26,6 +26,13 @@ from agentmesh.tooling import ToolClient
 F = TypeVar("F", bound=Callable[..., Any])
 
 _MARK = "__agentmesh_handler__"
+
+_TAKEN = ("name", "mesh", "memory", "tools", "on_start", "on_stop", "on_failure")
+"""Attributes of an agent that are no handlers."""
+
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+RESTART_TYPES = ("permanent", "transient", "temporary")
 
 
 @overload
@@ -86,9 +93,9 @@ class Behaviour:
         }
 
     @property
-    def topics(self) -> dict[str, Handler]:
-        """Handlers that also listen on a topic, by topic pattern."""
-        return {entry.topic: entry for entry in self.handlers.values() if entry.topic}
+    def topics(self) -> list[str]:
+        """Topic patterns that handlers listen on, each once."""
+        return list(dict.fromkeys(entry.topic for entry in self.handlers.values() if entry.topic))
 
     @property
     def durable_events(self) -> bool:
@@ -152,15 +159,40 @@ class Agent:
         """Called before the first message, and again after each restart. An error here counts as a failure."""
 
     async def on_stop(self) -> None:
-        """Called after the last message of a clean stop or before a restart; not after a kill."""
+        """Called after the last message and before a restart, for at most 5 seconds; not when the agent is killed."""
 
     async def on_failure(self, error: BaseException, message: object) -> None:
-        """Called on the failed instance before it is replaced; `message` is the one whose handler raised."""
+        """Called on the failed instance before `on_stop`; `message` is the event whose handler raised. At most 5 s."""
 
 
 def behaviour(agent: type[Agent]) -> Behaviour:
-    """The compiled behaviour of an agent class."""
+    """The compiled behaviour of an agent class.
+
+    Raises:
+        DefinitionError: It is something else, such as an instance.
+    """
+    if not (isinstance(agent, type) and issubclass(agent, Agent)) or agent is Agent:
+        raise DefinitionError(
+            f"{agent!r:.80}",
+            "pass a subclass of Agent, and its constructor's arguments beside it: spawn(Greeter, 'hi')",
+        )
     return agent._behaviour
+
+
+def check_settings(
+    where: str, concurrency: int, prefetch: int, mailbox_size: int, overflow: Overflow, restart: str
+) -> None:
+    """Raise DefinitionError for settings that cannot work."""
+    if concurrency < 1:
+        raise DefinitionError(where, f"concurrency must be 1 or more, not {concurrency}")
+    if prefetch < 0:
+        raise DefinitionError(where, f"prefetch must be 0 or more, not {prefetch}")
+    if restart not in RESTART_TYPES:
+        raise DefinitionError(where, f"restart must be one of {', '.join(RESTART_TYPES)}, not {restart!r}")
+    try:
+        Mailbox(mailbox_size, overflow)
+    except DefinitionError as error:
+        raise DefinitionError(where, error.problem) from None
 
 
 def default_name(agent: type[Agent]) -> str:
@@ -172,15 +204,14 @@ def default_name(agent: type[Agent]) -> str:
 
 
 def _compile(cls: type[Agent]) -> Behaviour:
-    if cls.concurrency < 1:
-        raise DefinitionError(cls.__name__, f"concurrency must be 1 or more, not {cls.concurrency}")
+    check_settings(cls.__name__, cls.concurrency, cls.prefetch, cls.mailbox_size, cls.overflow, cls.restart)
     try:
         name = token("agent", default_name(cls))
     except InvalidNameError as error:
         raise DefinitionError(cls.__name__, str(error)) from error
     handlers: dict[str, Handler] = {}
     for method_name, function in _marked(cls).items():
-        entry = _handler(cls, method_name, function)
+        entry = _inherited(cls, method_name, function) or _handler(cls, method_name, function)
         key = wire_name(entry.message_type)
         if key in handlers:
             raise DefinitionError(
@@ -202,6 +233,14 @@ def _marked(cls: type[Agent]) -> dict[str, Callable[..., Any]]:
     return {name: function for name, function in found.items() if hasattr(function, _MARK)}
 
 
+def _inherited(cls: type[Agent], method: str, function: Callable[..., Any]) -> Handler | None:
+    """The handler as a base class compiled it: its annotations may name what only existed where that was declared."""
+    for base in cls.__mro__[1:]:
+        if issubclass(base, Agent) and base is not Agent and vars(base).get(method) is function:
+            return next((entry for entry in base._behaviour.handlers.values() if entry.method == method), None)
+    return None
+
+
 def _handler(cls: type[Agent], method: str, function: Callable[..., Any]) -> Handler:
     where = f"{cls.__name__}.{method}"
     streams = inspect.isasyncgenfunction(function)
@@ -209,8 +248,10 @@ def _handler(cls: type[Agent], method: str, function: Callable[..., Any]) -> Han
         raise DefinitionError(
             where, "a handler must be 'async def'; run blocking work with asyncio.to_thread or as a tool"
         )
+    if method in _TAKEN:
+        raise DefinitionError(where, f"call it something else: {method!r} is an attribute of every agent")
     parameters = list(inspect.signature(function).parameters.values())[1:]
-    if not 1 <= len(parameters) <= 2:
+    if not 1 <= len(parameters) <= 2 or any(p.kind not in _BY_POSITION for p in parameters):
         raise DefinitionError(where, "a handler takes the message and, if wanted, the context: (self, message, ctx)")
     hints = _hints(cls, where, function)
     message_type = hints.get(parameters[0].name)
@@ -231,17 +272,16 @@ def _handler(cls: type[Agent], method: str, function: Callable[..., Any]) -> Han
 
 def _hints(cls: type[Agent], where: str, function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations, evaluated; also those that name classes local to the function that declares the agent."""
-    try:
-        return typing.get_type_hints(function)
-    except NameError:
-        frame = inspect.currentframe()
-        while frame is not None:
-            try:
-                return typing.get_type_hints(function, localns={**frame.f_locals})
-            except NameError:
-                frame = frame.f_back
-    except TypeError as error:
-        raise DefinitionError(where, f"an annotation cannot be evaluated: {error}") from error
+    frame = inspect.currentframe()
+    names: dict[str, Any] = {}
+    while frame is not None:
+        try:
+            return typing.get_type_hints(function, localns=names)
+        except NameError:
+            frame = frame.f_back
+            names = {**frame.f_locals} if frame is not None else names
+        except (TypeError, AttributeError, SyntaxError) as error:
+            raise DefinitionError(where, f"an annotation cannot be evaluated: {error}") from error
     raise DefinitionError(
         where, "an annotation names something that is not defined (yet); define messages before the agent"
     )

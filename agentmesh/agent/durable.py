@@ -2,7 +2,7 @@
 
 One stored message at a time is out (`max_ack_pending` 1), so the order holds for the agent as a whole, over restarts
 and over replicas. A handled event is acknowledged twice over; a failing one is tried again with growing delays and
-after `MAX_ATTEMPTS` becomes a dead letter, so that it cannot block those behind it for ever.
+becomes a dead letter when it was delivered `max_attempts` times, so that it cannot block those behind it for ever.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import asyncio
 import logging
 
 from agentmesh import codec
-from agentmesh.agent.cell import AgentCell, Letter
-from agentmesh.errors import AgentMeshError, AgentStoppedError, InvalidMessageError, NoHandlerError
+from agentmesh.agent.cell import AgentCell
+from agentmesh.errors import AgentMeshError, AgentStoppedError, BrokerError, NoHandlerError, Reject, Retry
 from agentmesh.messages import TaskPolicy
 from agentmesh.tasks import bury_message
 from agentmesh.tasks.layout import ACK_WAIT, MAILBOX, mailbox_consumer
@@ -22,9 +22,15 @@ log = logging.getLogger("agentmesh.agent")
 
 POLICY = TaskPolicy(max_attempts=5)
 
+LAST_WORDS = 1.0
+"""Seconds beyond its grace in which a stop waits for the event at hand to be given back."""
+
+PAUSE_AFTER_ERROR = 0.5
+"""Seconds to wait when the broker refuses what is needed."""
+
 
 class DurableMailbox:
-    """Moves stored events of one agent into its cell."""
+    """Hands stored events of one agent to its cell, one at a time."""
 
     def __init__(self, cell: AgentCell) -> None:
         self._cell = cell
@@ -32,6 +38,7 @@ class DurableMailbox:
         self._subjects = cell.client.subjects
         self._loop: asyncio.Task[None] | None = None
         self._pull: PullConsumer | None = None
+        self._stopping = False
 
     async def start(self) -> None:
         """Begin to deliver."""
@@ -42,58 +49,72 @@ class DurableMailbox:
         await self._pull.start()
         self._loop = asyncio.get_running_loop().create_task(self._run(self._pull), name=f"durable {self._cell.name}")
 
-    async def stop(self) -> None:
-        """Deliver no more; what is out is settled by the cell."""
+    async def stop(self, grace: float) -> None:
+        """Deliver no more. The event at hand is settled, or given back by the stop of the cell within `grace`."""
+        self._stopping = True
+        if self._pull is not None:
+            self._pull.ready.set()
         if self._loop is not None:
+            await asyncio.wait([self._loop], timeout=grace + LAST_WORDS)
             self._loop.cancel()
-            await asyncio.wait([self._loop])
         if self._pull is not None:
             await self._pull.stop()
 
     async def _run(self, pull: PullConsumer) -> None:
-        while True:
-            pull.arm()
-            await pull.ready.wait()
-            pull.ready.clear()
-            for delivery in pull.received():
-                await self._deliver(delivery)
+        while not self._stopping:
+            try:
+                pull.arm()
+                await pull.ready.wait()
+                pull.ready.clear()
+                for delivery in pull.received():
+                    await self._deliver(delivery)
+            except BrokerError as error:  # what is not settled comes again after its ack_wait
+                log.error("durable mailbox of %s, trying again: %s", self._cell.name, error)
+                await asyncio.sleep(PAUSE_AFTER_ERROR)
 
     async def _deliver(self, delivery: Delivery) -> None:
-        """Put one event into the cell and wait until it is settled."""
-        settled = asyncio.get_running_loop().create_future()
+        """Have one event handled, with signs of life to the broker, and settle it."""
+        if self._stopping:
+            await self._transport.nak(delivery)
+            return
+        work = asyncio.get_running_loop().create_task(self._handle(delivery), name=f"event {self._cell.name}")
+        try:
+            while not (await asyncio.wait([work], timeout=ACK_WAIT / 3))[0]:
+                await self._transport.in_progress(delivery)
+        finally:
+            work.cancel()
+        await self._settle(delivery, "it was cancelled" if work.cancelled() else work.exception())
 
-        async def settle(error: BaseException | None) -> None:
-            await self._settle(delivery, error)
-            if not settled.done():
-                settled.set_result(None)
-
+    async def _handle(self, delivery: Delivery) -> None:
         try:
             envelope = codec.decode(delivery.data)
             entry = self._cell.behaviour.handlers.get(envelope.message_type)
-            if entry is None:
+            if entry is None or entry.kind != "event":
                 raise NoHandlerError(self._cell.name, envelope.message_type)
+            event = codec.decode_body(entry.message_type, envelope.content)
         except AgentMeshError as error:
-            await self._bury(delivery, str(error))
-            return
-        if not self._cell.deliver_stored(Letter(entry, envelope, "", settle)):
-            await self._transport.nak(delivery)
-            return
-        while not settled.done():
-            await asyncio.wait([settled], timeout=ACK_WAIT / 3)
-            if not settled.done():
-                await self._transport.in_progress(delivery)
+            raise Reject(str(error)) from error
+        await self._cell.run_event(event, envelope)
 
-    async def _settle(self, delivery: Delivery, error: BaseException | None) -> None:
-        if error is None:
+    async def _settle(self, delivery: Delivery, problem: BaseException | str | None) -> None:
+        """What the outcome means for the stored event; the only place that answers the broker."""
+        if problem is None:
             await self._transport.ack(delivery)
-        elif isinstance(error, AgentStoppedError):
+        elif isinstance(problem, AgentStoppedError):
             await self._transport.nak(delivery)
-        elif isinstance(error, InvalidMessageError) or delivery.attempt >= POLICY.max_attempts:
-            await self._bury(delivery, f"{type(error).__name__}: {error}")
+        elif isinstance(problem, Reject):
+            await self._bury(delivery, problem.reason)
+        elif delivery.attempt >= POLICY.max_attempts:
+            await self._bury(delivery, _told(problem))
         else:
-            log.warning("%s: durable event failed, tried again: %s", self._cell.name, error)
-            await self._transport.nak(delivery, POLICY.delay_after(delivery.attempt))
+            log.warning("%s: durable event failed, tried again: %s", self._cell.name, _told(problem))
+            wish = problem.delay if isinstance(problem, Retry) else None
+            await self._transport.nak(delivery, POLICY.delay_after(delivery.attempt) if wish is None else wish)
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:
         log.error("%s: durable event is a dead letter: %s", self._cell.name, reason)
         await bury_message(self._transport, self._subjects, delivery, reason)
+
+
+def _told(problem: BaseException | str) -> str:
+    return problem if isinstance(problem, str) else f"{type(problem).__name__}: {problem}"

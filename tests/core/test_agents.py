@@ -402,7 +402,7 @@ async def test_a_published_event_reaches_each_listening_agent_once(mesh: Mesh, s
     assert (topic, envelope.message_type) == ("numbers.even", "Note")
     assert await one.ask(Numbers()) == [2]
     assert await two.ask(Numbers()) == [2]
-    await heard.aclose()  # type: ignore[attr-defined]
+    await heard.aclose()
 
 
 async def test_plain_text_of_any_client_is_a_prompt(mesh: Mesh, spawn: Spawn) -> None:

@@ -70,7 +70,7 @@ def test_handlers_are_chosen_by_annotation() -> None:
     }
     assert compiled.handlers["Prompt"].takes_context
     assert list(compiled.tasks) == ["Count"]
-    assert list(compiled.topics) == ["news.*"]
+    assert compiled.topics == ["news.*"]
 
 
 class Event2(Event): ...

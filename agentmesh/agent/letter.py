@@ -1,0 +1,52 @@
+"""What waits in a mailbox, and what may be chosen for one replica."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentmesh import codec
+from agentmesh.agent.declare import Handler
+from agentmesh.errors import AgentMeshError
+from agentmesh.mailbox import Overflow
+
+
+@dataclass(slots=True, eq=False)
+class Letter:
+    """A message in the mailbox."""
+
+    handler: Handler
+    envelope: codec.Envelope
+    reply: str
+    """Where an answer or a refusal goes; empty if nobody listens."""
+    handling: bool = False
+    """The handler runs now, and may be cancelled."""
+    why_cancelled: AgentMeshError | None = None
+    """Set before the handler is cancelled by us: what the asker is told."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a replica has done since it was made."""
+
+    handled: int = 0
+    failed: int = 0
+    refused: int = 0
+    restarts: int = 0
+    busy: float = 0.0
+    """Seconds spent in handlers of events and requests."""
+
+
+@dataclass(slots=True)
+class CellOptions:
+    """What may differ from the agent class's own settings; None takes those."""
+
+    name: str = ""
+    replica: int = 1
+    concurrency: int | None = None
+    prefetch: int | None = None
+    mailbox_size: int | None = None
+    overflow: Overflow | None = None
+    restart: str | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
