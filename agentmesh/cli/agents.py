@@ -31,6 +31,8 @@ def ps(
 ) -> None:
     """List the replicas of agents that run now: state, process, queue and counts."""
     infos = session.run(_agents(session, agent or "", brief=True))
+    if agent and not infos:
+        raise _unknown(agent, session.run(_agents(session, "", brief=True)))
     if session.out.json:
         session.out.document(infos)
         return
@@ -94,13 +96,10 @@ def agents_describe(
 
     With `--json` the messages come with their JSON Schemas.
     """
-    from agentmesh.errors import NoSuchAgentError
-    from agentmesh.registry import near_misses
-
     infos = session.run(_agents(session, "", brief=False))
     replicas = [info for info in infos if info.name == agent]
     if not replicas:
-        raise NoSuchAgentError(agent, near_misses(agent, [info.name for info in infos]))
+        raise _unknown(agent, infos)
     out = session.out
     if out.json:
         out.document({**_summary(replicas), "replicas": replicas})
@@ -176,6 +175,13 @@ async def _agents(session: Session, name: str, *, brief: bool) -> list[AgentInfo
 
     async with session.connect() as mesh:
         return await discover(mesh.transport, mesh.subjects, name=name, brief=brief)
+
+
+def _unknown(agent: str, infos: list[AgentInfo]) -> Exception:
+    from agentmesh.errors import NoSuchAgentError
+    from agentmesh.registry import near_misses
+
+    return NoSuchAgentError(agent, near_misses(agent, [info.name for info in infos]))
 
 
 def _nobody(session: Session) -> str:

@@ -5,6 +5,7 @@ A module is imported when its command is used, so that `agentmesh ask` does not 
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -99,4 +100,7 @@ app.callback()(with_options(_main, keep=True))
 
 def main(arguments: list[str] | None = None) -> None:
     """The program `agentmesh`. Ends the process with the exit codes of `agentmesh.cli.exits`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? and no traceback
     app(sys.argv[1:] if arguments is None else arguments, prog_name="agentmesh")

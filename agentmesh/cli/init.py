@@ -90,8 +90,12 @@ def write_project(directory: Path, package: str) -> list[Path]:
         )
     for path, text in contents.items():
         target = directory / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text.replace("{{package}}", package).replace("{{name}}", package.replace("_", "-")))
+        filled = text.replace("{{package}}", package).replace("{{name}}", package.replace("_", "-"))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(filled, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write {target}: {error.strerror}; choose another directory") from None
     return sorted(contents)
 
 
@@ -125,4 +129,9 @@ def _tree(paths: list[Path]) -> list[str]:
 
 def _next_commands(directory: Path) -> str:
     enter = "" if directory.absolute() == Path.cwd() else f"cd {shlex.quote(str(directory))} && "
-    return "\n".join((f"  {enter}agentmesh up", '  agentmesh ask greeter "hi"', "  pytest"))
+    commands = (
+        f"{enter}agentmesh up",
+        'agentmesh ask greeter "hi"                       # in another terminal',
+        "pip install pytest pytest-asyncio && pytest      # its own tests",
+    )
+    return "\n".join(f"  {command}" for command in commands)

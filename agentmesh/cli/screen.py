@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,7 +140,9 @@ class Screen:
         self._line(f"{self._out.style(event.source.ljust(_WIDTH) + ' │', color)} {event.text}")
 
     def _restarted(self, event: events.Restarted) -> None:
-        self._line(f"~ {event.process} {event.reason}; started again ({event.restarts})")
+        # Only the first line: the others are its last words, which were shown as it said them.
+        why = event.reason.partition("\n")[0].removeprefix(event.process).strip()
+        self._line(f"~ {event.process} ended ({why}); started again ({event.restarts})")
 
     def _reloaded(self, event: events.Reloaded) -> None:
         files = ", ".join(map(_short, event.files))
@@ -151,7 +154,9 @@ class Screen:
         self._line(self._out.style(f"~ {files} changed → {what} restarted in {event.seconds:.1f} s", "green"))
 
     def _warned(self, event: events.Warned) -> None:
-        self._line(f"{self._out.style('!', 'yellow')} {event.source}: {event.text.rstrip()}")
+        text = event.text.rstrip()
+        text = "\n" + textwrap.indent(textwrap.dedent(text), "    ") if "\n" in text else f" {text}"
+        self._line(f"{self._out.style('!', 'yellow')} {event.source}:{text}")
         if event.hint:
             self._line(f"  {self._out.style('→ ' + event.hint, 'cyan')}")
 

@@ -17,6 +17,7 @@ from agentmesh.cli.progress import Bar
 from agentmesh.errors import UsageError
 
 if TYPE_CHECKING:
+    from agentmesh.client import Client
     from agentmesh.messages import Task
     from agentmesh.tasks import Finished, Job, JobEvent, TaskClient, TaskStatus
 
@@ -94,8 +95,13 @@ def submit(
 
 
 async def _submit(session: Session, task: Task[Any], how: dict[str, Any], wait: bool) -> None:
+    from agentmesh.messages import wire_name
+
+    task_type = wire_name(type(task))
     async with session.connect() as mesh:
         job = await mesh.submit(task, **how)
+        if how["to"] is None:
+            await _warn_if_nobody_takes(session, mesh, task_type)
         if wait:
             session.out.note(f"task {job.id}")
             await _print_result(session, job)
@@ -313,6 +319,18 @@ async def _dead(session: Session, ask: Callable[[TaskClient], Awaitable[T]]) -> 
 # ---------------------------------------------------------------- parts
 
 
+async def _warn_if_nobody_takes(session: Session, mesh: Client, kind: str) -> None:
+    """Say that a task without an address waits for an agent that takes it; it may start later."""
+    from agentmesh.registry import near_misses
+
+    known = {m.name for agent in await mesh.agents() for m in agent.messages if m.kind == "task"}
+    if kind in known:
+        return
+    near = near_misses(kind, known)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    session.out.warning(f"no agent that runs now takes {kind}{hint}; it waits for one, then becomes a dead letter")
+
+
 def _task(kind: str, fields: dict[str, Any]) -> Task[Any]:
     from agentmesh.messages import Task
 
@@ -321,8 +339,9 @@ def _task(kind: str, fields: dict[str, Any]) -> Task[Any]:
 
 async def _print_result(session: Session, job: Job[Any]) -> None:
     """Show progress while the task is under way, then print its result."""
-    from agentmesh.errors import DeadlineExceededError
+    from agentmesh.errors import BrokerError, DeadlineExceededError
 
+    goes_on = f"the task is not lost; its result: agentmesh task wait {job.id}"
     limit = None if session.options.timeout is None else session.timeout()
     try:
         async with asyncio.timeout(limit):
@@ -331,7 +350,11 @@ async def _print_result(session: Session, job: Job[Any]) -> None:
                     _show(session, bar, event)
             result = await job.result()
     except TimeoutError:
+        session.out.note(goes_on)
         raise DeadlineExceededError(f"result of task {job.id}", limit or 0.0) from None
+    except (asyncio.CancelledError, BrokerError):
+        session.out.note(goes_on)
+        raise
     session.out.value(result)
 
 
@@ -353,12 +376,16 @@ async def _map(session: Session, tasks: list[Task[Any]], how: dict[str, Any], ke
     async with session.connect() as mesh:
         batch = mesh.map(type(tasks[0]), tasks, on_error="return" if keep_going else "raise", **how)
         with Bar(session.out, "working", total=len(tasks)) as bar:
-            async for entry in batch:
-                finished[entry.index] = entry
-                bar.at(batch.done, f"{batch.failed} failed" if batch.failed else "")
-                while printed in finished:
-                    session.out.document(_line(finished.pop(printed)))
-                    printed += 1
+            try:
+                async for entry in batch:
+                    finished[entry.index] = entry
+                    bar.at(batch.done, f"{batch.failed} failed" if batch.failed else "")
+                    while printed in finished:
+                        session.out.document(_line(finished.pop(printed)))
+                        printed += 1
+            except asyncio.CancelledError:
+                session.out.note(f"interrupted: {batch.done} of {len(tasks)} were done, the rest is cancelled")
+                raise
     return batch.failed
 
 

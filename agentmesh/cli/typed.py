@@ -66,6 +66,8 @@ def read_text(given: str) -> str:
         raise UsageError(f"cannot read {given[1:]}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"cannot read {given}: it is not UTF-8 text") from None
+    if any("\ud800" <= character <= "\udfff" for character in given):
+        raise UsageError("the text cannot be read: it is not in the encoding of the locale; try with LC_ALL=C.UTF-8")
     return given.removeprefix("@")
 
 

@@ -126,9 +126,10 @@ def _run_detached(session: Session, plan: UpPlan, strict: bool) -> None:
         session.out.document({"pid": started.pid, "url": started.url, "tenant": started.tenant, "agents": agents})
         return
     rows = [
-        (name, f"{a['ready']}/{a['wanted']}", a["isolation"], a["problem"] or "ready") for name, a in agents.items()
+        (name, f"{a['ready']}/{a['wanted']}", a["isolation"], a["problem"].partition("\n")[0] or "ready")
+        for name, a in agents.items()
     ]
-    session.out.table(["AGENT", "REPLICAS", "ISOLATION", "PROBLEM"], rows)
+    session.out.table(["AGENT", "REPLICAS", "ISOLATION", "STATE"], rows)
     session.out.note(f"\n{started.name} runs with pid {started.pid} at {started.url}; stop it: agentmesh down")
 
 

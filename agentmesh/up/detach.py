@@ -16,7 +16,7 @@ from agentmesh.errors import AlreadyRunningError, SupervisionError, error_from_w
 from agentmesh.runfile import RunFile
 from agentmesh.supervisor.child import MARK
 from agentmesh.up.plan import UpPlan, dump
-from agentmesh.up.rundir import holder, running
+from agentmesh.up.rundir import holder, not_writable, running
 
 LOG = "detached.log"
 """In the folder for logs: the events of the mesh, one JSON document a line."""
@@ -42,6 +42,7 @@ def start_detached(plan: UpPlan, *, timeout: float = 60.0) -> RunFile:
 
     Raises:
         AlreadyRunningError: A mesh runs in this folder.
+        ConfigError: The folder cannot be written to.
         AgentMeshError: What `Up.run` raised there.
         SupervisionError: It ended otherwise, or was not ready within `timeout` seconds and was killed.
     """
@@ -49,7 +50,11 @@ def start_detached(plan: UpPlan, *, timeout: float = 60.0) -> RunFile:
     if found is not None:
         raise AlreadyRunningError(str(plan.folder), found)
     log = plan.folder / "logs" / LOG
-    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
+    except OSError as error:
+        raise not_writable(plan.folder, error) from error
     with open(log, "wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "agentmesh.up"],

@@ -13,8 +13,8 @@ from typing import IO
 
 import msgspec
 
-from agentmesh.errors import ConfigError
 from agentmesh.ids import now
+from agentmesh.up.rundir import not_writable
 
 KEPT_LINES = 5_000
 """Lines of all processes together that can be asked for."""
@@ -61,7 +61,7 @@ class LogBook:
             self._folder.mkdir(parents=True, exist_ok=True)
             _RotatingFile(self._folder / "up.log").close()
         except OSError as error:
-            raise ConfigError("run_dir", f"cannot write to {str(self._folder)!r}: {error.strerror}") from error
+            raise not_writable(self._folder, error) from error
 
     def add(self, source: str, text: str) -> None:
         """Take one line of a process."""

@@ -33,7 +33,7 @@ class RunLock:
             self._folder.mkdir(parents=True, exist_ok=True)
             fd = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ConfigError("run_dir", f"cannot write to {str(self._folder)!r}: {error.strerror}") from error
+            raise not_writable(self._folder, error) from error
         give_up = time.monotonic() + 0.2  # `holder` has it for a moment when it looks
         while not _try(fd, fcntl.LOCK_EX):
             if time.monotonic() > give_up:
@@ -82,3 +82,9 @@ def _written(folder: Path) -> int:
     with contextlib.suppress(OSError, ValueError):
         return int((folder / LOCK).read_text())
     return 0
+
+
+def not_writable(folder: Path, error: OSError) -> ConfigError:
+    """The error for a run directory that cannot be used, with what to do about it."""
+    hint = "a mesh keeps its lock and its logs there; run it from a project in a folder you may write to"
+    return ConfigError(str(folder), f"cannot be written to ({error.strerror}): {hint}")

@@ -53,6 +53,15 @@ async def test_ps_without_agents_says_how_to_start_some(cli: Cli) -> None:
     assert (await cli("ps", "--json")).json == []
 
 
+async def test_ps_of_a_wrong_name_ends_with_4_and_near_misses(cli: Cli, spawn: Spawn) -> None:
+    await spawn(Clerk)
+
+    ran = await cli("ps", "clark")
+
+    assert ran.code == 4
+    assert "did you mean 'clerk'?" in ran.err
+
+
 async def test_agents_ls_says_what_each_takes_and_does(cli: Cli, spawn: Spawn) -> None:
     await spawn(Clerk, replicas=2)
 

@@ -158,3 +158,28 @@ async def test_a_reader_that_goes_away_does_no_harm() -> None:
 
     assert out.startswith(b"SETTING")
     assert err == b""
+
+
+async def test_a_terminal_that_is_not_utf8_gets_question_marks_and_no_traceback(alone: Cli) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    ran = await alone("doctor", env=plain)
+    asked = await alone("ask", "greeter", "h\N{LATIN SMALL LETTER E WITH ACUTE}", env=plain)
+
+    assert (ran.code, "Traceback" in ran.err) == (0, False)
+    assert "? python" in ran.out
+    assert asked.code == 2
+    assert "LC_ALL=C.UTF-8" in asked.err
+
+
+async def test_the_package_can_be_run_as_a_module(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-m", "agentmesh", "version"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+
+    assert process.returncode == 0
+    assert b"agentmesh" in out

@@ -56,7 +56,7 @@ def test_a_start_shows_what_is_up_and_the_next_command(capsys: pytest.CaptureFix
     assert ["greeter", "2/2", "shared", "ready", "Greet,", "Prompt*"] in words
     assert ["broken", "0/1", "shared", "failed", "ImportError:", "no"] in words
     assert 'ready in 0.9 s · try:  agentmesh ask greeter "hi"' in text
-    assert "! broken: Traceback …\nImportError: no\n  → mend hello/agents.py\n" in text
+    assert "! broken:\n    Traceback …\n    ImportError: no\n  → mend hello/agents.py\n" in text
 
 
 @pytest.mark.usefixtures("plain")
@@ -69,8 +69,8 @@ def test_a_start_shows_what_is_up_and_the_next_command(capsys: pytest.CaptureFix
             "~ greeter.1",
         ),
         (
-            events.Restarted(process="node-1", reason="was killed by SIGKILL", restarts=1),
-            "~ node-1 was killed by SIGKILL",
+            events.Restarted(process="node-1", reason="node-1 SIGKILL\nits last words", restarts=1),
+            "~ node-1 ended (SIGKILL); started again (1)",
         ),
         (
             events.Reloaded(files=("hello/agents.py",), nodes=("node-1",), agents=("greeter",), seconds=0.41),

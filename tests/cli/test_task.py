@@ -85,6 +85,24 @@ async def test_a_task_waits_until_somebody_can_do_it(cli: Cli) -> None:
     assert "early" in listed.out
 
 
+async def test_a_task_nobody_takes_is_pointed_out(cli: Cli, spawn: Spawn) -> None:
+    await spawn(Worker)
+
+    ran = await cli("submit", "Sqare", "--data", '{"number": 3}')
+
+    assert ran.code == 0
+    assert "no agent that runs now takes Sqare (did you mean Square?)" in ran.err
+
+
+async def test_who_stops_waiting_hears_how_to_go_on(cli: Cli, spawn: Spawn) -> None:
+    await spawn(Worker)
+
+    ran = await cli("submit", "Stay", "--id", "long", "--wait", "--timeout", "300ms")
+
+    assert ran.code == 5
+    assert "agentmesh task wait long" in ran.err
+
+
 async def test_cancel_ends_a_running_task_and_says_when_it_is_too_late(cli: Cli, spawn: Spawn, mesh: Mesh) -> None:
     worker = await spawn(Worker)
     job = await worker.submit(Stay(), task_id="stay")

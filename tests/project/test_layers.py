@@ -21,6 +21,7 @@ CORE = [
     {"supervisor", "host", "local", "sync", "mesh", "node"},
     {"up", "testing"},
     {"cli"},
+    {"__main__"},
 ]
 OUTER = [{"tools", "memory_store"}, {"agents"}]
 

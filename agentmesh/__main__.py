@@ -1,0 +1,5 @@
+"""`python -m agentmesh`: the command line."""
+
+from agentmesh.cli import main
+
+main()
