@@ -24,8 +24,12 @@ from agentmesh.agents.review.rules import (
     rule_info,
 )
 
-RUFF_RULES = ("E4", "E7", "E9", "F", "B", "C90", "SIM", "PERF", "S")
-"""What ruff is asked to look for: as by default without line lengths, which every project decides for itself."""
+RUFF_RULES = (
+    *("E4", "E7", "E9", "F", "B", "C90", "SIM", "PERF"),
+    *("S102", "S103", "S104", "S105", "S106", "S107", "S108", "S11", "S2", "S3", "S5", "S6", "S7"),
+)
+"""What ruff is asked to look for. Not the length of lines (E501), which every project decides for itself, and not
+assertions (S101): every test has some, and thousands of notes would hide the rest."""
 
 _KINDS: dict[str, Literal["function", "method", "class"]] = {
     "function": "function",

@@ -130,7 +130,6 @@ _RULES: dict[str, RuleInfo] = {
     # ---- ruff: style and statements (pycodestyle)
     "E": RuleInfo(_N, 5, "Not the usual style."),
     "E4": RuleInfo(_N, 6, "Imports belong to the top, one a line."),
-    "E501": RuleInfo(_N, 3, "A long line."),
     "E7": RuleInfo(_N, 7, "Not the usual style."),
     "E711": RuleInfo(_W, 24, "`== None` may be overridden by the other object; `is None` cannot."),
     "E721": RuleInfo(_W, 24, "Comparing types ignores subclasses."),
@@ -138,7 +137,6 @@ _RULES: dict[str, RuleInfo] = {
     "E741": RuleInfo(_N, 8, "`l`, `O` and `I` look like digits."),
     # ---- ruff: security (bandit)
     "S": RuleInfo(_W, 30, "A security check deserves a look."),
-    "S101": RuleInfo(_N, 10, "`python -O` removes assertions; do not rely on them outside of tests."),
     "S102": RuleInfo(_W, 64, "`exec` runs whatever text it gets."),
     "S103": RuleInfo(_W, 46, "Others on this machine get more access to the file than they need."),
     "S104": RuleInfo(_W, 50, "Listens on every network interface, not only on this machine."),

@@ -24,7 +24,7 @@ from typing import Any
 
 from radon.complexity import cc_rank, cc_visit  # type: ignore[import-untyped]
 
-RULES = "E4,E7,E9,F,B,C90,SIM,PERF,S"
+RULES = "E4,E7,E9,F,B,C90,SIM,PERF,S102,S103,S104,S105,S106,S107,S108,S11,S2,S3,S5,S6,S7"
 OUTSIDE = (
     "__pycache__,__pypackages__,node_modules,site-packages,dist-packages,venv,buck-out,.agentmesh,.bzr,"
     ".direnv,.eggs,.git,.hg,.hypothesis,.ipynb_checkpoints,.mypy_cache,.nox,.pants.d,.pyenv,.pytest_cache,"

@@ -14,7 +14,7 @@ def _score(rule: str, path: str = "a.py", complexity: int = 1, **fields: Any) ->
 
 
 def test_what_breaks_the_program_comes_before_what_is_only_ugly() -> None:
-    rules = ["E501", "SIM108", "B904", "F841", "B006", "F821", "invalid-syntax"]
+    rules = ["SIM108", "E702", "B904", "F841", "B006", "F821", "invalid-syntax"]
     scored = score_file([finding(rule) for rule in rules], [])
 
     assert [entry.finding.rule for entry in scored] == list(reversed(rules))
@@ -109,7 +109,7 @@ def test_complexity_is_explained_with_the_numbers_of_the_function() -> None:
 
 def test_a_file_keeps_excerpts_for_everything_that_can_be_chosen() -> None:
     generator = random.Random(7)
-    rules = ["F821", "S307", "B006", "E722", "E501", "B904", "C901"]
+    rules = ["F821", "S307", "B006", "E722", "E702", "B904", "C901"]
     for _ in range(50):
         found = [
             finding(generator.choice(rules), generator.choice("abc"), line, fingerprint=str(line))
