@@ -247,17 +247,21 @@ class Client:
         envelope = self._outline(agent, message_type, msgspec.Raw(msgspec.json.encode(content)))
         return self._stream(envelope, agent, Any, timeout)
 
-    async def _stream(
-        self, envelope: codec.Envelope, agent: str, kind: Any, timeout: float
-    ) -> AsyncGenerator[Any, None]:
-        idle = self._timeout(agent, timeout)
+    def _stream(self, envelope: codec.Envelope, agent: str, kind: Any, timeout: float) -> AsyncGenerator[Any, None]:
+        """What can be wrong with the call is said before the first step of the loop."""
+        subject, idle = self.subjects.mailbox(agent), self._timeout(agent, timeout)
         envelope.window = WINDOW
         here = current()
         envelope.deadline = here.deadline if here else None
+        return self._chunks(envelope, agent, subject, kind, idle)
+
+    async def _chunks(
+        self, envelope: codec.Envelope, agent: str, subject: str, kind: Any, idle: float
+    ) -> AsyncGenerator[Any, None]:
         nobody = NoSuchAgentError(agent)
         reader = StreamReader(self.transport, agent, kind, idle_timeout=idle, nobody=lambda: nobody)
         try:
-            await self.transport.publish(self.subjects.mailbox(agent), codec.encode(envelope), reader.subject)
+            await self.transport.publish(subject, codec.encode(envelope), reader.subject)
             async for chunk in reader:
                 yield chunk
         except NoSuchAgentError as error:
