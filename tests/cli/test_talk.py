@@ -127,7 +127,7 @@ async def test_an_answer_that_does_not_come_in_time_ends_with_5(cli: Cli, spawn:
 
 async def test_ctrl_c_ends_with_130_and_stops_the_handler(mesh: Mesh, spawn: Spawn, tmp_path: Path) -> None:
     await spawn(Greeter)
-    async with aclosing(mesh.listen("waiting.*")) as heard:  # type: ignore[type-var]
+    async with aclosing(mesh.listen("waiting.*")) as heard:
         first = asyncio.ensure_future(anext(heard))
         address = ("--nats", mesh.url, "--tenant", mesh.subjects.tenant)
         process = await start("ask", "greeter", "--type", "Wait", "--data", "{}", *address, cwd=tmp_path)
