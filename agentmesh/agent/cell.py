@@ -1,11 +1,11 @@
-"""One running replica of an agent: its mailbox, its instance, and what brings them together.
+"""One running replica of an agent: its mailbox, its lives, and what brings them together.
 
-The life of a message, top to bottom, is `_process`. There is no task while the mailbox is empty: the first message
-starts a worker, and the worker ends when nothing waits. A worker takes one of `concurrency` slots; tasks and stored
-events, which come from elsewhere, take a slot each, so the limit holds for all of them together. When both wait, slots
-go to them in turn.
+Messages arrive in `_on_message` and wait in the mailbox; what happens to one when its turn comes is in `handling`.
+There is no task while the mailbox is empty: the first message starts a worker, which ends when nothing waits. A worker
+takes one of `concurrency` slots; tasks and stored events, which come from elsewhere, take a slot each, so the limit
+holds for all of them together. When both wait, slots go to them in turn.
 
-The mailbox belongs to the cell; the instance, the slots and the workers belong to one `_Life`. When an event handler
+The mailbox belongs to the cell; the instance, the slots and the workers belong to one `Life`. When an event handler
 fails, that life is over and the cell says so (`failed`); its supervisor starts it again, with a new life and the same
 mailbox. A failing request or task handler does not end the agent: its caller is told.
 """
@@ -16,15 +16,16 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from time import perf_counter
 from typing import Any
 
 from agentmesh import codec
 from agentmesh.agent.answers import Answers
 from agentmesh.agent.declare import Agent, Behaviour, behaviour, check_settings
+from agentmesh.agent.handling import Handling, context_of
 from agentmesh.agent.letter import CellOptions, Counters, Letter
+from agentmesh.agent.life import Life
 from agentmesh.client import Client
-from agentmesh.context import Context, enter, leave
+from agentmesh.context import enter
 from agentmesh.errors import (
     AgentMeshError,
     AgentStoppedError,
@@ -37,7 +38,6 @@ from agentmesh.errors import (
 from agentmesh.ids import now
 from agentmesh.mailbox import Mailbox
 from agentmesh.messages import Message, Task
-from agentmesh.streaming import StreamWriter
 from agentmesh.subjects import token
 from agentmesh.transport import Message as WireMessage
 from agentmesh.transport import Subscription
@@ -55,33 +55,6 @@ HOOK_TIMEOUT = 5.0
 
 GONE_LIMIT = 10_000
 """Requests given up by their askers that are remembered while messages wait."""
-
-
-class _Life:
-    """An instance, from its start to its end, and what it is working on."""
-
-    __slots__ = ("cause", "concurrency", "free", "guests", "idle", "instance", "over", "workers")
-
-    def __init__(self, instance: Agent, concurrency: int) -> None:
-        self.instance = instance
-        self.concurrency = concurrency
-        self.free = concurrency
-        """Slots that nobody has."""
-        self.idle = asyncio.Event()
-        """All slots are free."""
-        self.idle.set()
-        self.workers: dict[asyncio.Task[None], Letter | None] = {}
-        """Each with the letter in its hands."""
-        self.guests: dict[asyncio.Task[Any], bool] = {}
-        """Tasks that run a handler in a slot, though they are not ours; and whether we cancelled them."""
-        self.over = False
-        """Nothing new begins in this life."""
-        self.cause: tuple[BaseException, Message] | None = None
-        """The failure that ended it, and the event whose handler failed."""
-
-    def take(self) -> None:
-        self.free -= 1
-        self.idle.clear()
 
 
 class AgentCell:
@@ -121,7 +94,8 @@ class AgentCell:
         """Set when this life has failed, or the next one could not begin; another one after each restart."""
         self._factory = factory
         self._answers = Answers(self.client.transport, self.name)
-        self._life: _Life | None = None
+        self._handling = Handling(self.client.transport, self.name, self._answers, self.counters)
+        self._life: Life | None = None
         self._lives = 0
         self._changing = asyncio.Lock()
         self._starting: asyncio.Task[None] | None = None
@@ -129,7 +103,7 @@ class AgentCell:
         """No further life begins."""
         self._over = False
         """Nothing is taken any more."""
-        self._turns: deque[asyncio.Future[_Life | None]] = deque()
+        self._turns: deque[asyncio.Future[Life | None]] = deque()
         self._last_was_turn = False
         self._gone: set[str] = set()
         """Ids of requests whose askers have gone; some of those may be in the mailbox."""
@@ -209,7 +183,7 @@ class AgentCell:
             if isinstance(error, SystemExit):
                 raise RemoteError(self.name, "SystemExit", str(error)) from error
             raise
-        self._life = _Life(instance, self.concurrency)
+        self._life = Life(instance, self.concurrency)
         self.state = "ready"
         self._wake()
 
@@ -242,11 +216,11 @@ class AgentCell:
                 await self._last_words("on_failure", life.instance.on_failure(*life.cause))
             await self._last_words("on_stop", life.instance.on_stop())
 
-    async def _interrupt(self, life: _Life) -> None:
+    async def _interrupt(self, life: Life) -> None:
         """End the handlers that run; whoever waits for one is told that the agent stopped."""
         for worker, letter in life.workers.items():
             if letter is not None:
-                self._cancel(worker, letter, AgentStoppedError(self.name))
+                letter.cancel(worker, AgentStoppedError(self.name))
         for guest in life.guests:
             life.guests[guest] = True
             guest.cancel()
@@ -355,13 +329,12 @@ class AgentCell:
             else:
                 return
 
-    def _release(self, life: _Life) -> None:
+    def _release(self, life: Life) -> None:
         life.free += 1
         self._wake()
-        if life.free == life.concurrency:  # not before: whoever waits must not be woken between two messages
-            life.idle.set()
+        life.rest()  # not before: whoever waits for it must not be woken between two messages
 
-    async def _work(self, life: _Life) -> None:
+    async def _work(self, life: Life) -> None:
         """Handle what waits, until nothing does or it is the turn of a task."""
         worker = asyncio.current_task()
         assert worker is not None
@@ -374,13 +347,22 @@ class AgentCell:
                 if life.free and (self._turns or len(self.mailbox)):
                     self._wake()
                 life.workers[worker] = letter
-                await self._process(letter, life, worker)
+                if not self._is_in_vain(letter):
+                    failure = await self._handling.process(letter, life.instance, worker)
+                    if failure is not None:
+                        self._fail(life, *failure)
                 life.workers[worker] = None
             if self._gone and not len(self.mailbox):
                 self._gone.clear()
         finally:
             del life.workers[worker]
             self._release(life)
+
+    def _is_in_vain(self, letter: Letter) -> bool:
+        """Whether nobody waits for the answer any more."""
+        if letter.envelope.deadline is not None and letter.is_overdue(now()):
+            return True
+        return bool(self._gone) and letter.envelope.message_id in self._gone and letter.handler.kind != "event"
 
     def _worker_done(self, worker: asyncio.Task[None]) -> None:
         if not worker.cancelled() and worker.exception() is not None:
@@ -398,7 +380,7 @@ class AgentCell:
 
     async def run_event(self, event: Message, envelope: codec.Envelope) -> None:
         """Run the handler of an event of the durable mailbox when the agent has a free slot; raises as `run_task`."""
-        entry, context = self.behaviour.handlers[event._wire_name], self._context(envelope)
+        entry, context = self.behaviour.handlers[event._wire_name], context_of(self.name, envelope)
         enter(context)
         await self._as_guest(lambda agent: entry.call(agent, event, context))
 
@@ -427,11 +409,11 @@ class AgentCell:
         self.counters.handled += 1
         return result
 
-    async def _take_turn(self) -> _Life:
+    async def _take_turn(self) -> Life:
         """Wait for a slot and take it."""
         if self._over:
             raise AgentStoppedError(self.name)
-        turn: asyncio.Future[_Life | None] = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[Life | None] = asyncio.get_running_loop().create_future()
         self._turns.append(turn)
         self._wake()
         try:
@@ -453,7 +435,7 @@ class AgentCell:
         for worker, letter in self._life.workers.items() if self._life is not None else ():
             if letter is not None and letter.envelope.message_id == message_id:
                 if letter.handler.kind != "event":
-                    self._cancel(worker, letter, AskerGoneError())
+                    letter.cancel(worker, AskerGoneError())
                 return True
         if len(self.mailbox):
             if len(self._gone) >= GONE_LIMIT:
@@ -465,115 +447,11 @@ class AgentCell:
         """Cancel handlers of requests whose asker has stopped waiting."""
         time_of_day = now()
         for worker, letter in self._life.workers.items() if self._life is not None else ():
-            if letter is not None and letter.handling and _is_overdue(letter, time_of_day):
-                if letter.why_cancelled is None:
-                    log.warning("%s: %s was cancelled at its deadline", self.name, letter.envelope.message_type)
-                self._cancel(worker, letter, AskerGoneError())
+            if letter is not None and letter.is_overdue(time_of_day) and letter.cancel(worker, AskerGoneError()):
+                log.warning("%s: %s was cancelled at its deadline", self.name, letter.envelope.message_type)
 
-    def _cancel(self, worker: asyncio.Task[None], letter: Letter, why: AgentMeshError) -> None:
-        """Once per letter: a second time would end the handler's own cleaning up."""
-        if letter.handling and letter.why_cancelled is None:
-            letter.why_cancelled = why
-            worker.cancel()
-
-    # ------------------------------------------------------------ the life of a message
-    async def _process(self, letter: Letter, life: _Life, worker: asyncio.Task[None]) -> None:
-        envelope, entry = letter.envelope, letter.handler
-        if (envelope.deadline is not None and _is_overdue(letter, now())) or (
-            self._gone and entry.kind != "event" and envelope.message_id in self._gone
-        ):
-            return
-        try:
-            message = codec.decode_body(entry.message_type, envelope.content)
-        except InvalidMessageError as problem:
-            log.warning("%s: %s was not handled: %s", self.name, envelope.message_type, problem)
-            self._refuse(letter, problem)
-            return
-        context = self._context(envelope, None if entry.kind == "event" else envelope.deadline)
-        outer = enter(context)
-        letter.handling = True
-        began = perf_counter()
-        error: BaseException | None = None
-        try:
-            await self._handle(letter, life.instance, message, context)
-        except asyncio.CancelledError as cancelled:
-            # Cancelled by us; with the worker, because the loop ends; or something inside the handler was cancelled,
-            # and that is its failure and not our end.
-            if letter.why_cancelled is None and worker.cancelling():
-                raise
-            error = letter.why_cancelled or cancelled
-        except (Exception, SystemExit) as raised:  # user code: the sender or the supervisor is told
-            error = letter.why_cancelled or raised
-        finally:
-            letter.handling = False
-            if letter.why_cancelled is not None:
-                worker.uncancel()
-            self.counters.busy += perf_counter() - began
-            leave(outer)
-        if error is None:
-            self.counters.handled += 1
-        else:
-            await self._conclude(letter, life, message, error)
-
-    def _context(self, envelope: codec.Envelope, deadline: Any = None) -> Context:
-        return Context(
-            self.name,
-            envelope.source_agent_id,
-            envelope.message_id,
-            envelope.trace_id or envelope.message_id,
-            deadline,
-            envelope.hops,
-        )
-
-    async def _handle(self, letter: Letter, agent: Agent, message: Message, context: Context) -> None:
-        entry = letter.handler
-        if entry.kind == "stream":
-            await self._stream(letter, entry.call(agent, message, context))
-            return
-        result = await entry.call(agent, message, context)
-        if entry.kind == "request" and letter.reply:
-            await self._answers.reply(letter, codec.encode_body(result, entry.reply_type))
-
-    async def _stream(self, letter: Letter, chunks: Any) -> None:
-        entry, envelope = letter.handler, letter.envelope
-        try:
-            if envelope.window <= 0 or not letter.reply:  # one reply is wanted: all chunks together
-                whole = [chunk async for chunk in chunks]
-                if letter.reply:
-                    await self._answers.reply(
-                        letter, codec.encode_body("".join(whole) if entry.reply_type is str else whole)
-                    )
-                return
-            writer = StreamWriter(
-                self.client.transport, letter.reply, envelope.message_id, self.name, entry.reply_type, envelope.window
-            )
-            try:
-                async for chunk in chunks:
-                    await writer.send(chunk)
-                await writer.end()
-            finally:
-                writer.close()
-        finally:
-            await chunks.aclose()
-
-    async def _conclude(self, letter: Letter, life: _Life, message: Message, error: BaseException) -> None:
-        """A handler did not return: say so to whoever should know."""
-        if isinstance(error, AskerGoneError):
-            return
-        self.counters.failed += 1
-        kind = letter.envelope.message_type
-        if letter.handler.kind != "event":
-            if not isinstance(error, AgentMeshError):
-                log.error("%s: handler of %s failed", self.name, kind, exc_info=error)
-            if letter.reply:
-                await self._answers.error(letter, error)
-        elif error is letter.why_cancelled:
-            log.warning("%s: the handler of %s was interrupted by the end of the agent", self.name, kind)
-        else:
-            log.error("%s: handler of %s failed", self.name, kind, exc_info=error)
-            self._fail(life, message, error)
-
-    def _fail(self, life: _Life, message: Message, error: BaseException) -> None:
+    # ------------------------------------------------------------ failure
+    def _fail(self, life: Life, error: BaseException, message: Message) -> None:
         """An event handler failed and nobody waits for an answer: the supervisor is told, and starts a new life."""
         if life.over:
             return
@@ -583,12 +461,6 @@ class AgentCell:
             self.state = "restarting"
         if not self.failed.done():
             self.failed.set_result(error)
-
-
-def _is_overdue(letter: Letter, time_of_day: Any) -> bool:
-    """Whether the asker has stopped waiting. An event is handled in any case: its sender waits for the mailbox only."""
-    deadline = letter.envelope.deadline
-    return letter.handler.kind != "event" and bool(letter.reply) and deadline is not None and deadline < time_of_day
 
 
 async def _hook(work: Awaitable[None]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from agentmesh import codec
@@ -23,6 +25,19 @@ class Letter:
     """The handler runs now, and may be cancelled."""
     why_cancelled: AgentMeshError | None = None
     """Set before the handler is cancelled by us: what the asker is told."""
+
+    def is_overdue(self, time: datetime) -> bool:
+        """Whether the asker has stopped waiting. An event is never: its sender waits for the mailbox only."""
+        deadline = self.envelope.deadline
+        return deadline is not None and deadline < time and self.handler.kind != "event" and bool(self.reply)
+
+    def cancel(self, worker: asyncio.Task[None], why: AgentMeshError) -> bool:
+        """Cancel its handler if it runs, once: a second time would end the handler's own cleaning up."""
+        if not self.handling or self.why_cancelled is not None:
+            return False
+        self.why_cancelled = why
+        worker.cancel()
+        return True
 
 
 @dataclass(slots=True)

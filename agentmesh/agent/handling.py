@@ -1,0 +1,145 @@
+"""The life of a message at its agent, once its turn has come: `Handling.process`, top to bottom."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import datetime
+from time import perf_counter
+from typing import Any
+
+from agentmesh import codec
+from agentmesh.agent.answers import Answers
+from agentmesh.agent.declare import Agent
+from agentmesh.agent.letter import Counters, Letter
+from agentmesh.context import Context, enter, leave
+from agentmesh.errors import AgentMeshError, AskerGoneError, InvalidMessageError
+from agentmesh.messages import Message
+from agentmesh.streaming import StreamWriter
+from agentmesh.transport import Transport
+
+log = logging.getLogger("agentmesh.agent")
+
+
+class Handling:
+    """Runs the handlers of one agent, and tells whoever should know what came of it.
+
+    Args:
+        transport: The connection, for streams.
+        name: The agent.
+        answers: The way back to the askers.
+        counters: Where it is counted.
+    """
+
+    def __init__(self, transport: Transport, name: str, answers: Answers, counters: Counters) -> None:
+        self._transport = transport
+        self._name = name
+        self._answers = answers
+        self._counters = counters
+
+    async def process(
+        self, letter: Letter, agent: Agent, worker: asyncio.Task[None]
+    ) -> tuple[BaseException, Message] | None:
+        """Decode the body, run the handler in the `worker` that calls this, answer, count.
+
+        Returns:
+            What an event handler raised, with the event: nobody waits for its answer, so the agent has failed.
+        """
+        envelope, entry = letter.envelope, letter.handler
+        try:
+            message: Message = codec.decode_body(entry.message_type, envelope.content)
+        except InvalidMessageError as problem:
+            log.warning("%s: %s was not handled: %s", self._name, envelope.message_type, problem)
+            self._counters.refused += 1
+            self._answers.refuse(letter.reply, envelope.message_id, problem)
+            return None
+        context = context_of(self._name, envelope, None if entry.kind == "event" else envelope.deadline)
+        outer = enter(context)
+        letter.handling = True
+        began = perf_counter()
+        error: BaseException | None = None
+        try:
+            await self._handle(letter, agent, message, context)
+        except asyncio.CancelledError as cancelled:
+            # Cancelled by us; with the worker, because the loop ends; or something inside the handler was cancelled,
+            # and that is its failure and not our end.
+            if letter.why_cancelled is None and worker.cancelling():
+                raise
+            error = letter.why_cancelled or cancelled
+        except (Exception, SystemExit) as raised:  # user code: the sender or the supervisor is told
+            error = letter.why_cancelled or raised
+        finally:
+            letter.handling = False
+            if letter.why_cancelled is not None:
+                worker.uncancel()
+            self._counters.busy += perf_counter() - began
+            leave(outer)
+        if error is not None:
+            return await self._conclude(letter, message, error)
+        self._counters.handled += 1
+        return None
+
+    async def _handle(self, letter: Letter, agent: Agent, message: Message, context: Context) -> None:
+        entry = letter.handler
+        if entry.kind == "stream":
+            await self._stream(letter, entry.call(agent, message, context))
+            return
+        result = await entry.call(agent, message, context)
+        if entry.kind == "request" and letter.reply:
+            await self._answers.reply(letter, codec.encode_body(result, entry.reply_type))
+
+    async def _stream(self, letter: Letter, chunks: Any) -> None:
+        try:
+            if letter.envelope.window > 0 and letter.reply:
+                await self._send_chunks(letter, chunks)
+                return
+            whole = [chunk async for chunk in chunks]  # one reply is wanted: all chunks together
+            if letter.reply:
+                joined = "".join(whole) if letter.handler.reply_type is str else whole
+                await self._answers.reply(letter, codec.encode_body(joined))
+        finally:
+            await chunks.aclose()
+
+    async def _send_chunks(self, letter: Letter, chunks: Any) -> None:
+        envelope = letter.envelope
+        writer = StreamWriter(
+            self._transport, letter.reply, envelope.message_id, self._name, letter.handler.reply_type, envelope.window
+        )
+        try:
+            async for chunk in chunks:
+                await writer.send(chunk)
+            await writer.end()
+        finally:
+            writer.close()
+
+    async def _conclude(
+        self, letter: Letter, message: Message, error: BaseException
+    ) -> tuple[BaseException, Message] | None:
+        """A handler did not return: say so to whoever should know."""
+        if isinstance(error, AskerGoneError):
+            return None
+        self._counters.failed += 1
+        kind = letter.envelope.message_type
+        if letter.handler.kind != "event":
+            if not isinstance(error, AgentMeshError):
+                log.error("%s: handler of %s failed", self._name, kind, exc_info=error)
+            if letter.reply:
+                await self._answers.error(letter, error)
+            return None
+        if error is letter.why_cancelled:
+            log.warning("%s: the handler of %s was interrupted by the end of the agent", self._name, kind)
+            return None
+        log.error("%s: handler of %s failed", self._name, kind, exc_info=error)
+        return error, message
+
+
+def context_of(agent: str, envelope: codec.Envelope, deadline: datetime | None = None) -> Context:
+    """What a handler learns about its message."""
+    return Context(
+        agent,
+        envelope.source_agent_id,
+        envelope.message_id,
+        envelope.trace_id or envelope.message_id,
+        deadline,
+        envelope.hops,
+    )
