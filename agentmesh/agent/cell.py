@@ -347,7 +347,7 @@ class AgentCell:
                 if life.free and (self._turns or len(self.mailbox)):
                     self._wake()
                 life.workers[worker] = letter
-                if not self._is_in_vain(letter):
+                if (letter.envelope.deadline is None and not self._gone) or not self._is_in_vain(letter):
                     failure = await self._handling.process(letter, life.instance, worker)
                     if failure is not None:
                         self._fail(life, *failure)

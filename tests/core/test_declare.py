@@ -183,7 +183,10 @@ def test_two_handlers_for_one_message_are_refused() -> None:
             async def second(self, event: Text) -> None: ...
 
 
-@pytest.mark.parametrize("settings", [{"concurrency": 0}, {"name": "a.b"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"concurrency": 0}, {"name": "a.b"}, {"mailbox_size": 0}, {"overflow": "x"}, {"restart": "x"}, {"prefetch": -1}],
+)
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(DefinitionError):
         type("Bad", (Agent,), settings)
@@ -199,3 +202,57 @@ def test_the_description_for_the_registry_has_schemas() -> None:
     assert entry["name"] == "Prompt"
     assert entry["schema"]["required"] == ["text"]
     assert entry["reply_schema"] == {"type": "string"}
+
+
+def _made_in_a_function() -> type[Agent]:
+    class Local(Request[int]):
+        n: int
+
+    class Base(Agent):
+        @handler
+        async def local(self, request: Local) -> int:
+            return request.n
+
+    return Base
+
+
+def test_a_handler_is_inherited_although_its_annotations_name_what_only_existed_elsewhere() -> None:
+    base = _made_in_a_function()
+
+    class Derived(base):  # type: ignore[misc, valid-type]
+        @handler
+        async def asked(self, request: Prompt) -> str:
+            return ""
+
+    class Silent(Derived):
+        async def asked(self, request: Prompt) -> str:  # no handler any more
+            return ""
+
+    assert set(behaviour(Derived).handlers) == {"Local", "Prompt"}
+    assert set(behaviour(Silent).handlers) == {"Local"}
+
+
+def test_a_name_that_is_not_defined_says_so() -> None:
+    with pytest.raises(DefinitionError, match="not defined"):
+
+        class Early(Agent):
+            @handler
+            async def asked(self, request: NotYet) -> str:  # type: ignore[name-defined]  # noqa: F821
+                return ""
+
+
+@pytest.mark.parametrize("name", ["mesh", "memory", "tools", "on_start"])
+def test_a_handler_may_not_be_called_like_an_attribute_of_every_agent(name: str) -> None:
+    async def asked(self: Agent, request: Prompt) -> str:
+        return ""
+
+    with pytest.raises(DefinitionError, match="call it something else"):
+        type("Bad", (Agent,), {name: handler(asked)})
+
+
+def test_a_handler_takes_its_context_by_position() -> None:
+    async def asked(self: Agent, request: Prompt, *, ctx: Context) -> str:
+        return ""
+
+    with pytest.raises(DefinitionError, match=r"\(self, message, ctx\)"):
+        type("Bad", (Agent,), {"asked": handler(asked)})
