@@ -15,6 +15,7 @@ RPC subjects and stream subjects never overlap: a stream that captures an RPC su
 | ai.agent.dead.T.<task_id>              | dead letters                                                   | DEAD    |
 | ai.stream.T.<stream_id>                | progress, chunks; republished to ai.stream.live.T.<stream_id>  | STREAMS |
 | ai.agent.control.T.<what>              | control: prompts, never trusted alone                          |         |
+| $KV.mesh_lease.T.<name>                | who has a lease (stream `KV_mesh_lease`); ends by its TTL       | KV      |
 | ai.agent.memory.T[.<op>]               | memory service                                                 |         |
 | ai.agent.tools.T[.<tool>]              | tool executors                                                 |         |
 """
@@ -140,6 +141,13 @@ class Subjects:
 
     def node_control(self, node: str) -> str:
         return f"ai.agent.control.{self.tenant}.node.{token('node', node)}"
+
+    # -- leases
+    def lease(self, name: str) -> str:
+        return f"$KV.mesh_lease.{self.tenant}.{token('lease', name)}"
+
+    def all_leases(self) -> str:
+        return f"$KV.mesh_lease.{self.tenant}.*"
 
     # -- services
     def memory(self, op: str) -> str:

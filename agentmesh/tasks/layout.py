@@ -6,7 +6,7 @@ agent and priority when a worker starts; a submitter needs none, because a work 
 
 from __future__ import annotations
 
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from agentmesh.subjects import Subjects
 from agentmesh.transport import ConsumerSpec, StreamSpec, Transport
@@ -90,8 +90,20 @@ SPECS = (
     ),
 )
 
+LEASES = StreamSpec(
+    "KV_mesh_lease",
+    ("$KV.mesh_lease.>",),
+    discard="new",
+    max_msgs_per_subject=1,
+    max_bytes=16 * _MB,
+    max_msg_size=16 * 1024,
+    allow_msg_ttl=True,  # and no markers in the place of what expired: they would have to be overwritten
+    description="agentmesh: who has which lease",
+)
+
 
 _ensured: WeakSet[Transport] = WeakSet()
+_ensured_one: WeakKeyDictionary[Transport, set[str]] = WeakKeyDictionary()
 
 
 async def ensure_streams(transport: Transport) -> None:
@@ -100,6 +112,14 @@ async def ensure_streams(transport: Transport) -> None:
         for spec in SPECS:
             await transport.ensure_stream(spec)
         _ensured.add(transport)
+
+
+async def ensure(transport: Transport, spec: StreamSpec) -> None:
+    """Make a stream that is not needed by everybody, or check it; once per connection."""
+    done = _ensured_one.setdefault(transport, set())
+    if spec.name not in done:
+        await transport.ensure_stream(spec)
+        done.add(spec.name)
 
 
 def task_consumer(subjects: Subjects, agent: str, priority: str, ack_wait: float = ACK_WAIT) -> ConsumerSpec:
