@@ -14,6 +14,7 @@ RPC subjects and stream subjects never overlap: a stream that captures an RPC su
 | ai.agent.results.T.<task_id>           | result slot; republished to ai.agent.results.T                 | RESULTS |
 | ai.agent.dead.T.<task_id>              | dead letters                                                   | DEAD    |
 | ai.stream.T.<stream_id>                | progress, chunks; republished to ai.stream.live.T.<stream_id>  | STREAMS |
+| ai.agent.events.T.<kind>.<name>        | what happened: crashes, terminations, quarantines              | EVENTS  |
 | ai.agent.control.T.<what>              | control: prompts, never trusted alone                          |         |
 | $KV.mesh_lease.T.<name>                | who has a lease (stream `KV_mesh_lease`); ends by its TTL       | KV      |
 | ai.agent.memory.T[.<op>]               | memory service                                                 |         |
@@ -126,6 +127,15 @@ class Subjects:
 
     def all_dead(self) -> str:
         return f"ai.agent.dead.{self.tenant}.*"
+
+    # -- what happened
+    def happening(self, kind: str, name: str) -> str:
+        return f"ai.agent.events.{self.tenant}.{token('kind', kind)}.{token('name', name)}"
+
+    def happenings(self, kind: str = "", name: str = "") -> str:
+        """For reading and subscribing: all, or those of one kind, of one name, or both."""
+        chosen = (token("kind", kind) if kind else "*", token("name", name) if name else "*")
+        return f"ai.agent.events.{self.tenant}.{chosen[0]}.{chosen[1]}"
 
     # -- replayable streams
     def stream(self, stream_id: str) -> str:

@@ -45,6 +45,9 @@ log = logging.getLogger("agentmesh.tasks")
 TIME_LIMIT, DEADLINE, DECIDED, STOPPED = "time limit", "deadline", "decided", "stopped"
 """Why a handler is interrupted."""
 
+PAUSED = "paused"
+"""Why a task is given back that has not begun."""
+
 _PAUSES = (0.5, 1.0, 2.0, 5.0)
 """Seconds between tries to store a result, for as long as it takes."""
 

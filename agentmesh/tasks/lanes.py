@@ -53,6 +53,11 @@ class Lanes:
         for pull in self._pulls:
             await pull.stop()
 
+    def disarm(self) -> None:
+        """Have nothing pushed any more; what the broker is just sending still arrives."""
+        for pull in self._pulls:
+            pull.disarm()
+
     async def take(self, n: int) -> list[Delivery]:
         """Up to `n` tasks that wait, in order of priority; arms the queues that turn out to be empty."""
         taken: list[Delivery] = []

@@ -12,6 +12,8 @@ from agentmesh.subjects import Subjects
 from agentmesh.transport import ConsumerSpec, StreamSpec, Transport
 
 TASKS, RESULTS, STREAMS, DEAD, MAILBOX = "TASKS", "RESULTS", "STREAMS", "DEAD", "MAILBOX"
+EVENTS = "EVENTS"
+"""Made when it is first needed; those above when an agent, a worker or a submitter starts."""
 
 ACK_WAIT = 10.0
 """Seconds without a sign of life from a worker until its task is given to another one."""
@@ -27,6 +29,16 @@ MAX_BODY = 512 * 1024
 
 _DAY = 86_400.0
 _MB = 1024 * 1024
+
+EVENTS_SPEC = StreamSpec(
+    EVENTS,
+    ("ai.agent.events.*.*.*",),
+    max_age=7 * _DAY,
+    max_bytes=64 * _MB,
+    max_msg_size=MAX_BODY,
+    duplicate_window=600.0,
+    description="agentmesh: what happened: crashes, terminations, quarantines, fail-overs",
+)
 
 SPECS = (
     StreamSpec(

@@ -15,7 +15,7 @@ from agentmesh.errors import AgentMeshError, BrokerError
 from agentmesh.ids import new_id
 from agentmesh.messages import Task
 from agentmesh.subjects import Subjects
-from agentmesh.tasks.attempt import STOPPED, Attempt, Bench, Runner, give_back
+from agentmesh.tasks.attempt import PAUSED, STOPPED, Attempt, Bench, Runner, give_back
 from agentmesh.tasks.lanes import Lanes
 from agentmesh.tasks.layout import ACK_WAIT, ensure_streams
 from agentmesh.tasks.pulse import Pulse, look
@@ -106,6 +106,7 @@ class TaskWorker:
         self._loops: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
         self._stopping = False
+        self._paused = False
 
     @property
     def running(self) -> dict[str, Running]:
@@ -148,6 +149,27 @@ class TaskWorker:
         for subscription in self._subscriptions:
             await subscription.unsubscribe()
 
+    @property
+    def paused(self) -> bool:
+        """Whether it takes no tasks at present."""
+        return self._paused
+
+    def pause(self) -> None:
+        """Take no more tasks until `resume`: those that run go on, those held or still arriving are given back."""
+        self._paused = True
+        self._lanes.disarm()
+        self._wake.set()
+
+    def resume(self) -> None:
+        """Take tasks again."""
+        self._paused = False
+        self._wake.set()
+
+    @property
+    def _closed(self) -> bool:
+        """No task is begun."""
+        return self._stopping or self._paused
+
     # ------------------------------------------------------------ taking tasks
 
     async def _serve(self) -> None:
@@ -158,7 +180,7 @@ class TaskWorker:
                 for delivery in self._lanes.received():
                     self._accept(delivery)
                 self._fill_slots()
-                room = 0 if self._stopping else self.slots + self.prefetch - len(self._in_hand)
+                room = 0 if self._closed else self.slots + self.prefetch - len(self._in_hand)
                 if room > 0 and (taken := await self._lanes.take(room)):
                     for delivery in taken:
                         self._accept(delivery)
@@ -174,8 +196,8 @@ class TaskWorker:
         known = self._in_hand.get(delivery.sequence)
         if known is not None:
             known.delivery = delivery  # the broker had not heard of us for too long; it is still ours
-        elif self._stopping or len(self._in_hand) >= self.slots + self.prefetch:
-            self._chore(give_back(self._bench, delivery, "no slot free"))
+        elif self._closed or len(self._in_hand) >= self.slots + self.prefetch:
+            self._chore(give_back(self._bench, delivery, PAUSED if self._paused else "no slot free"))
         else:
             attempt = self._in_hand[delivery.sequence] = Attempt(self._bench, delivery)
             self._held.append(attempt)
@@ -183,11 +205,11 @@ class TaskWorker:
             self._fill_slots()
 
     def _fill_slots(self) -> None:
-        while self._held and (self._stopping or len(self._lives) < self.slots):
+        while self._held and (self._closed or len(self._lives) < self.slots):
             attempt = self._held.popleft()
-            if self._stopping:
+            if self._closed:
                 del self._in_hand[attempt.delivery.sequence]
-                self._chore(give_back(self._bench, attempt.delivery, STOPPED))
+                self._chore(give_back(self._bench, attempt.delivery, STOPPED if self._stopping else PAUSED))
                 continue
             life = asyncio.get_running_loop().create_task(attempt.live(), name="task")
             attempt.task = life

@@ -184,6 +184,10 @@ class PullConsumer:
             self._wait_for(n)
             self._look_later()
 
+    def disarm(self) -> None:
+        """Wait no more. A pull the broker has already is not renewed: it may still bring what it asked for."""
+        self._armed = False
+
     def received(self) -> list[Delivery]:
         """What was delivered since the last call; never blocks.
 

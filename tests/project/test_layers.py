@@ -16,7 +16,7 @@ CORE = [
     {"errors", "version"},
     {"ids", "ports", "subjects", "messages", "codec", "context", "config", "runfile", "lifeline", "broker"},
     {"transport", "mailbox"},
-    {"registry", "streaming", "streams", "memory", "tooling", "tasks", "lease", "refs", "client"},
+    {"registry", "streaming", "streams", "memory", "tooling", "tasks", "lease", "happenings", "refs", "client"},
     {"agent"},
     {"supervisor", "host", "local", "sync", "mesh", "node"},
     {"up", "testing"},

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from agentmesh.broker import EmbeddedBroker
-from agentmesh.errors import QueueFullError, TaskDeadError
+from agentmesh.errors import DeadlineExceededError, QueueFullError, TaskDeadError
 from agentmesh.tasks import TaskContext, layout
 from agentmesh.tasks.dispatch import Dispatcher
 from agentmesh.tasks.lanes import LOW_TURN
 from tests.harness import Server, eventually
 from tests.tasks.conftest import OpenStage, Stage
-from tests.tasks.kinds import Double, Hold, Nap
+from tests.tasks.kinds import Double, Hold, Nap, Once
 
 
 async def test_urgent_tasks_overtake_and_no_lane_starves(stage: Stage) -> None:
@@ -242,3 +242,32 @@ async def test_a_dispatcher_stops_while_tasks_keep_coming(stage: Stage) -> None:
     await stage.dispatch({"Nap": ["alpha"]})
 
     assert await asyncio.gather(*(job.result(10) for job in jobs)) == ["rested"] * 20
+
+
+async def test_a_paused_worker_finishes_what_runs_and_takes_nothing_until_it_is_resumed(stage: Stage) -> None:
+    worker = await stage.work(slots=1, prefetch=2)
+    running = await stage.client.submit(Hold(), to="worker")
+    await stage.handlers.has_started()
+    held = await stage.client.submit(Double(n=1), to="worker")
+
+    worker.pause()
+    later = await stage.client.submit(Double(n=2), to="worker")
+    stage.handlers.release.set()
+
+    assert await running.result(5) == "released"
+    with pytest.raises(DeadlineExceededError):
+        await asyncio.gather(held.result(0.3), later.result(0.3))
+    assert not worker.running
+    worker.resume()
+    assert [await held.result(5), await later.result(5)] == [2, 4]
+
+
+async def test_pausing_costs_a_task_no_attempt_and_another_worker_takes_it(stage: Stage) -> None:
+    paused = await stage.work(slots=1)
+    paused.pause()
+    job = await stage.client.submit(Once(how="ok"), to="worker")
+
+    await stage.work(slots=1)
+
+    assert await job.result(8) == "fine"
+    assert stage.handlers.attempts(job.id) == [1]
