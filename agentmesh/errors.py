@@ -41,7 +41,11 @@
     │   ├── TaskDeadError
     │   ├── TaskCancelledError
     │   ├── TaskExpiredError
-    │   └── BatchFailedError
+    │   ├── BatchFailedError
+    │   └── ScheduleError               a delayed or repeating task
+    │       ├── InvalidScheduleError    a cron expression, interval, time or time zone that cannot be
+    │       ├── DuplicateScheduleError
+    │       └── NoSuchScheduleError
     ├── ToolError                       a tool call
     │   ├── NoSuchToolError
     │   ├── ToolArgumentsError
@@ -556,6 +560,49 @@ class BatchFailedError(TaskError):
 
     def __str__(self) -> str:
         return f"{self.failed} of {self.total} tasks failed; the first: {self.first}"
+
+
+class ScheduleError(TaskError):
+    """A delayed or repeating task."""
+
+
+class InvalidScheduleError(ScheduleError):
+    """The time or rhythm of a schedule cannot be; nothing was scheduled."""
+
+    def __init__(self, what: str, value: str, problem: str) -> None:
+        super().__init__(what, value, problem)
+        self.what = what
+        """`cron`, `every`, `at`, `delay`, `tz` or `when`."""
+        self.value = value
+        self.problem = problem
+
+    def __str__(self) -> str:
+        shown = self.value if len(self.value) <= 80 else self.value[:77] + "..."
+        return f"{self.what} {shown!r}: {self.problem}"
+
+
+class DuplicateScheduleError(ScheduleError):
+    """There is another schedule of that id; it was not touched."""
+
+    def __init__(self, schedule_id: str) -> None:
+        super().__init__(schedule_id)
+        self.schedule_id = schedule_id
+
+    def __str__(self) -> str:
+        return f"there is another schedule {self.schedule_id!r} already; replace it, or choose another id"
+
+
+class NoSuchScheduleError(ScheduleError):
+    """No schedule of that id: never made, removed, or a delayed task that has become due."""
+
+    def __init__(self, schedule_id: str, near: Sequence[str] = ()) -> None:
+        super().__init__(schedule_id, list(near))
+        self.schedule_id = schedule_id
+        self.near = list(near)
+
+    def __str__(self) -> str:
+        hint = f"; did you mean {' or '.join(repr(n) for n in self.near)}?" if self.near else ""
+        return f"no schedule {self.schedule_id!r}{hint}; see: agentmesh schedule ls"
 
 
 # ---------------------------------------------------------------- tools

@@ -11,6 +11,8 @@ RPC subjects and stream subjects never overlap: a stream that captures an RPC su
 | ai.agent.mailbox.T.A                   | durable mailbox                                                | MAILBOX |
 | ai.agent.tasks.T                       | door: tasks as plain JSON; dispatched                          | TASKS   |
 | ai.agent.tasks.T.A.P                   | queue of an agent, per priority                                | TASKS   |
+| ai.agent.sched.T.<schedule_id>         | delayed and repeating tasks: definitions, fired by the broker  | SCHED   |
+| ai.agent.due.T                         | … and what they fire; moved into the queues                    | SCHED   |
 | ai.agent.results.T.<task_id>           | result slot; republished to ai.agent.results.T                 | RESULTS |
 | ai.agent.dead.T.<task_id>              | dead letters                                                   | DEAD    |
 | ai.stream.T.<stream_id>                | progress, chunks; republished to ai.stream.live.T.<stream_id>  | STREAMS |
@@ -112,6 +114,16 @@ class Subjects:
         """Where tasks of the tenant wait: the queues of all agents, and the door."""
         return f"ai.agent.tasks.{self.tenant}.*.*", self.task_door()
 
+    def schedule(self, schedule_id: str) -> str:
+        return f"ai.agent.sched.{self.tenant}.{token('schedule id', schedule_id)}"
+
+    def all_schedules(self) -> str:
+        return f"ai.agent.sched.{self.tenant}.*"
+
+    def due(self) -> str:
+        """Where the schedules of the tenant fire."""
+        return f"ai.agent.due.{self.tenant}"
+
     def result(self, task_id: str) -> str:
         return f"ai.agent.results.{self.tenant}.{token('task id', task_id)}"
 
@@ -187,6 +199,9 @@ class Subjects:
 
     def dispatch_consumer(self) -> str:
         return f"{self.tenant}~dispatch"
+
+    def due_consumer(self) -> str:
+        return f"{self.tenant}~due"
 
     def mailbox_consumer(self, agent: str) -> str:
         return f"{self.tenant}~{token('agent', agent)}"

@@ -14,6 +14,7 @@ from agentmesh.transport import ConsumerSpec, StreamSpec, Transport
 TASKS, RESULTS, STREAMS, DEAD, MAILBOX = "TASKS", "RESULTS", "STREAMS", "DEAD", "MAILBOX"
 EVENTS = "EVENTS"
 """Made when it is first needed; those above when an agent, a worker or a submitter starts."""
+SCHED = "SCHED"
 
 ACK_WAIT = 10.0
 """Seconds without a sign of life from a worker until its task is given to another one."""
@@ -114,6 +115,21 @@ LEASES = StreamSpec(
 )
 
 
+SCHEDULES = StreamSpec(
+    SCHED,
+    ("ai.agent.sched.*.*", "ai.agent.due.*"),
+    # No bounds: the broker takes schedules only where the oldest goes first, and an old definition must not be dropped.
+    retention="workqueue",
+    max_msg_size=MAX_BODY,
+    duplicate_window=600.0,
+    allow_msg_ttl=True,
+    allow_msg_schedules=True,
+    max_consumers=10_000,
+    description="agentmesh: delayed and repeating tasks, and those that are due",
+)
+"""Made at the first use: see `ensure`."""
+
+
 _ensured: WeakSet[Transport] = WeakSet()
 _ensured_one: WeakKeyDictionary[Transport, set[str]] = WeakKeyDictionary()
 
@@ -155,6 +171,11 @@ def dispatch_consumer(subjects: Subjects, ack_wait: float = ACK_WAIT) -> Consume
     return ConsumerSpec(
         TASKS, subjects.dispatch_consumer(), (subjects.task_door(),), ack_wait=ack_wait, max_ack_pending=0
     )
+
+
+def due_consumer(subjects: Subjects, ack_wait: float = ACK_WAIT) -> ConsumerSpec:
+    """The consumer of what the tenant's schedules fired."""
+    return ConsumerSpec(SCHED, subjects.due_consumer(), (subjects.due(),), ack_wait=ack_wait, max_ack_pending=0)
 
 
 def mailbox_consumer(subjects: Subjects, agent: str, ack_wait: float = ACK_WAIT) -> ConsumerSpec:

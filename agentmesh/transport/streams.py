@@ -36,6 +36,8 @@ class StreamSpec:
     allow_msg_ttl: bool = False
     allow_direct: bool = True
     allow_atomic: bool = False
+    allow_msg_schedules: bool = False
+    """Takes messages with `Nats-Schedule`; excludes `discard="new"`."""
     republish: tuple[str, str] | None = None
     """(pattern of stored subjects, subject to republish them on)."""
     deny_delete: bool = False
@@ -61,6 +63,7 @@ class StreamSpec:
             "allow_msg_ttl": self.allow_msg_ttl,
             "allow_direct": self.allow_direct,
             "allow_atomic": self.allow_atomic,
+            "allow_msg_schedules": self.allow_msg_schedules,
             "deny_delete": self.deny_delete,
             "deny_purge": self.deny_purge,
             "max_consumers": self.max_consumers or -1,
@@ -154,6 +157,7 @@ _STREAM_MEANING = (
     "discard",
     "discard_new_per_subject",
     "allow_direct",
+    "allow_msg_schedules",
     "republish",
 )
 _STREAM_BOUNDS = (

@@ -22,6 +22,7 @@ BUILDERS: dict[str, Callable[[str], object]] = {
     "topic": GOOD.topic,
     "task queue": lambda name: GOOD.tasks(name, "normal"),
     "priority": lambda name: GOOD.tasks("a", name),
+    "schedule": GOOD.schedule,
     "result": GOOD.result,
     "dead letter": GOOD.dead,
     "stream": GOOD.stream,
