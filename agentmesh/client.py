@@ -17,7 +17,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from agentmesh import codec, registry
-from agentmesh.context import MAX_HOPS, current
+from agentmesh.budgets import MAX_HOPS
+from agentmesh.context import current
 from agentmesh.errors import (
     AgentMeshError,
     BrokerError,

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from agentmesh.budgets import Grants
 from agentmesh.errors import AgentMeshError, InvalidMessageError, error_from_wire, error_to_wire
 from agentmesh.ids import new_id, now
 
@@ -46,6 +47,12 @@ class Envelope(msgspec.Struct, omit_defaults=True):
     trace_id: str = ""
     hops: int = 0
     """How many handlers the chain of messages went through; stops endless recursion."""
+    task_id: str = ""
+    """On requests: the task for which it is asked."""
+    budget: Grants = ()
+    """What the call tree it belongs to may use."""
+    key: str = ""
+    """On requests: an idempotency key; the handler runs at most once for it."""
     correlation_id: str = ""
     """On replies: the `message_id` of the request."""
     index: int | None = None

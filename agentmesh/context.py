@@ -12,9 +12,6 @@ from datetime import datetime
 
 from agentmesh.ids import now
 
-MAX_HOPS = 8
-"""How deep agents may call agents; a longer chain is almost always a loop."""
-
 
 @dataclass(slots=True)
 class Context:

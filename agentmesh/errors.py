@@ -22,6 +22,7 @@
     │   ├── ConsumerGoneError           the consumer a worker pulls from was deleted
     │   ├── JetStreamUnavailableError   a restart or an election: worth trying again
     │   └── JetStreamError              any other refusal by JetStream, with its code
+    ├── BudgetExceededError             a call tree used up what it was given
     ├── DeliveryError                   an event or a request
     │   ├── NoRespondersError           nobody listens on the subject
     │   ├── NoSuchAgentError
@@ -334,6 +335,27 @@ class JetStreamError(BrokerError):
         return f"{self.operation} was refused by the broker: {self.description} ({self.code})"
 
 
+# ---------------------------------------------------------------- call trees
+
+
+class BudgetExceededError(AgentMeshError):
+    """A call tree used up a budget it was given; nothing was sent. A task that fails with this is not tried again."""
+
+    def __init__(self, limit: str, amount: float, owner: str = "", tree_id: str = "") -> None:
+        super().__init__(limit, amount, owner, tree_id)
+        self.limit = limit
+        """`depth`, `steps` or `seconds`."""
+        self.amount = amount
+        """How much was given."""
+        self.owner = owner
+        """Who gave it."""
+        self.tree_id = tree_id
+
+    def __str__(self) -> str:
+        unit = {"depth": "handlers in a row", "steps": "steps", "seconds": "seconds"}.get(self.limit, self.limit)
+        return f"the budget of {self.amount:g} {unit}{f' given by {self.owner}' if self.owner else ''} is used up"
+
+
 # ---------------------------------------------------------------- events and requests
 
 
@@ -440,7 +462,7 @@ class StreamGapError(DeliveryError):
 
 
 class CallDepthError(DeliveryError):
-    """Agents asked agents too deeply, almost always in a loop; nothing was sent."""
+    """Agents called agents too deeply, almost always in a loop; nothing was sent. A budget may allow more."""
 
     def __init__(self, agent: str, depth: int) -> None:
         super().__init__(agent, depth)
@@ -448,7 +470,7 @@ class CallDepthError(DeliveryError):
         self.depth = depth
 
     def __str__(self) -> str:
-        return f"{self.agent!r} was not asked: the chain of requests is already {self.depth} agents deep (a loop?)"
+        return f"nothing was sent to {self.agent!r}: the chain of calls is already {self.depth} agents deep (a loop?)"
 
 
 class AskerGoneError(DeliveryError):

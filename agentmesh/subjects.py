@@ -15,6 +15,9 @@ RPC subjects and stream subjects never overlap: a stream that captures an RPC su
 | ai.agent.due.T                         | … and what they fire; moved into the queues                    | SCHED   |
 | ai.agent.results.T.<task_id>           | result slot; republished to ai.agent.results.T                 | RESULTS |
 | ai.agent.dead.T.<task_id>              | dead letters                                                   | DEAD    |
+| ai.agent.once.T.<digest>               | what was claimed and decided under an idempotency key          | ONCE    |
+| ai.agent.attempts.T.<task_id>          | attempts that asked for a fence                                | ATTEMPTS |
+| ai.agent.budget.T.<tree_id>            | counter of the steps of a call tree                            | BUDGETS |
 | ai.stream.T.<stream_id>                | progress, chunks; republished to ai.stream.live.T.<stream_id>  | STREAMS |
 | ai.agent.events.T.<kind>.<name>        | what happened: crashes, terminations, quarantines              | EVENTS  |
 | ai.agent.control.T.<what>              | control: prompts, never trusted alone                          |         |
@@ -148,6 +151,16 @@ class Subjects:
         """For reading and subscribing: all, or those of one kind, of one name, or both."""
         chosen = (token("kind", kind) if kind else "*", token("name", name) if name else "*")
         return f"ai.agent.events.{self.tenant}.{chosen[0]}.{chosen[1]}"
+
+    # -- call trees and idempotency
+    def once(self, digest: str) -> str:
+        return f"ai.agent.once.{self.tenant}.{token('key digest', digest)}"
+
+    def attempts(self, task_id: str) -> str:
+        return f"ai.agent.attempts.{self.tenant}.{token('task id', task_id)}"
+
+    def budget(self, tree_id: str) -> str:
+        return f"ai.agent.budget.{self.tenant}.{token('call tree', tree_id)}"
 
     # -- replayable streams
     def stream(self, stream_id: str) -> str:

@@ -12,9 +12,8 @@ from agentmesh.subjects import Subjects
 from agentmesh.transport import ConsumerSpec, StreamSpec, Transport
 
 TASKS, RESULTS, STREAMS, DEAD, MAILBOX = "TASKS", "RESULTS", "STREAMS", "DEAD", "MAILBOX"
-EVENTS = "EVENTS"
-"""Made when it is first needed; those above when an agent, a worker or a submitter starts."""
-SCHED = "SCHED"
+EVENTS, SCHED, ONCE, ATTEMPTS, BUDGETS = "EVENTS", "SCHED", "ONCE", "ATTEMPTS", "BUDGETS"
+"""Made when first needed; those above when an agent, a worker or a submitter starts."""
 
 ACK_WAIT = 10.0
 """Seconds without a sign of life from a worker until its task is given to another one."""
@@ -129,6 +128,38 @@ SCHEDULES = StreamSpec(
 )
 """Made at the first use: see `ensure`."""
 
+ONCE_SPEC = StreamSpec(
+    ONCE,
+    ("ai.agent.once.*.*",),
+    discard="new",  # a key that is forgotten early is a promise broken in silence: refuse new ones instead
+    max_age=_DAY,
+    max_msgs_per_subject=1,
+    max_bytes=512 * _MB,
+    max_msg_size=MAX_BODY,
+    description="agentmesh: what was claimed and decided under idempotency keys",
+)
+
+ATTEMPTS_SPEC = StreamSpec(
+    ATTEMPTS,
+    ("ai.agent.attempts.*.*",),
+    max_age=7 * _DAY,
+    max_msgs_per_subject=1,
+    max_bytes=64 * _MB,
+    max_msg_size=4096,
+    description="agentmesh: the latest attempt of each task that asked for a fence",
+)
+
+BUDGETS_SPEC = StreamSpec(
+    BUDGETS,
+    ("ai.agent.budget.*.*",),
+    max_age=7 * _DAY,
+    # Each message has the total so far; a few more than the last, to find the one whose confirmation got lost.
+    max_msgs_per_subject=64,
+    max_bytes=64 * _MB,
+    max_msg_size=4096,
+    allow_msg_counter=True,
+    description="agentmesh: steps that call trees have taken",
+)
 
 _ensured: WeakSet[Transport] = WeakSet()
 _ensured_one: WeakKeyDictionary[Transport, set[str]] = WeakKeyDictionary()

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from agentmesh.budgets import Grants
 from agentmesh.codec import SCHEMA_VERSION
 from agentmesh.errors import InvalidMessageError, InvalidNameError
 from agentmesh.ids import now
@@ -45,6 +46,21 @@ class TaskBody(msgspec.Struct, omit_defaults=True):
     """When its result is of no use any more."""
     source_agent_id: str = ""
     trace_id: str = ""
+    parent_id: str = ""
+    """The task whose handler submitted it, itself or through requests; empty if no task did."""
+    detached: bool = False
+    """It goes on whatever becomes of its parent."""
+    deadline_inherited: bool = False
+    """The deadline is that of whatever submitted it."""
+    hops: int = 0
+    """Handlers the chain of calls went through before this one."""
+    budget: Grants = ()
+    """What the call tree it belongs to may use."""
+
+    @property
+    def master_id(self) -> str:
+        """The task with which it ends; empty if there is none."""
+        return "" if self.detached else self.parent_id
 
     def lane(self) -> str:
         """Its priority, as one of those we know."""
@@ -145,6 +161,8 @@ def decode_queued(data: bytes) -> TaskBody:
     if not body.task_id:
         raise InvalidMessageError("not a task: task_id is missing")
     token("task id", body.task_id)
+    if body.parent_id:
+        token("task id", body.parent_id)
     return body
 
 

@@ -33,6 +33,8 @@ class PubAck(msgspec.Struct, frozen=True):
     stream: str
     sequence: int = msgspec.field(name="seq")
     duplicate: bool = False
+    total: int | None = None
+    """On a stream of counters: the subject's total with this message. None if the message was there already."""
 
 
 class _Refusal(msgspec.Struct):
@@ -45,6 +47,7 @@ class _Answer(msgspec.Struct):
     stream: str = ""
     seq: int = 0
     duplicate: bool = False
+    val: str = ""
     error: _Refusal | None = None
 
 
@@ -99,7 +102,7 @@ class Publisher:
         except msgspec.DecodeError as error:
             raise BrokerError(f"{subject!r} was answered by something that is not a stream") from error
         if answer.error is None:
-            return PubAck(answer.stream, answer.seq, answer.duplicate)
+            return PubAck(answer.stream, answer.seq, answer.duplicate, int(answer.val) if answer.val else None)
         raise await self._refused(subject, data, headers, answer.error, answer.stream)
 
     async def _refused(

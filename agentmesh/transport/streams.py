@@ -38,6 +38,8 @@ class StreamSpec:
     allow_atomic: bool = False
     allow_msg_schedules: bool = False
     """Takes messages with `Nats-Schedule`; excludes `discard="new"`."""
+    allow_msg_counter: bool = False
+    """Messages carry `Nats-Incr`, and the broker adds them up per subject; see `PubAck.total`."""
     republish: tuple[str, str] | None = None
     """(pattern of stored subjects, subject to republish them on)."""
     deny_delete: bool = False
@@ -64,6 +66,7 @@ class StreamSpec:
             "allow_direct": self.allow_direct,
             "allow_atomic": self.allow_atomic,
             "allow_msg_schedules": self.allow_msg_schedules,
+            "allow_msg_counter": self.allow_msg_counter,
             "deny_delete": self.deny_delete,
             "deny_purge": self.deny_purge,
             "max_consumers": self.max_consumers or -1,
@@ -158,6 +161,7 @@ _STREAM_MEANING = (
     "discard_new_per_subject",
     "allow_direct",
     "allow_msg_schedules",
+    "allow_msg_counter",
     "republish",
 )
 _STREAM_BOUNDS = (
