@@ -53,6 +53,17 @@ def token(kind: str, value: str) -> str:
     return value
 
 
+def may_overlap(one: str, other: str) -> bool:
+    """Whether a message can be on both subjects, each of which may have wildcards."""
+    left, right = one.split("."), other.split(".")
+    for a, b in zip(left, right, strict=False):
+        if ">" in (a, b):
+            return True
+        if a != b and "*" not in (a, b):
+            return False
+    return len(left) == len(right)
+
+
 MEMORY_OF_EVERY_TENANT = ("ai.agent.memory.*.*", "ai.agent.memory.*")
 """What a memory service for a whole broker account subscribes to, instead of `memory` and `memory_door` of a tenant."""
 

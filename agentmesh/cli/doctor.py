@@ -7,11 +7,10 @@ import json
 import shutil
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -253,7 +252,7 @@ async def _broker(session: Session) -> list[Finding]:
                 Finding(OK, "broker", f"nats-server {transport.server_version} at {transport.url}"),
                 _payload(session, transport),
                 await _jetstream(transport),
-                _durability(session),
+                *await _promises(session, transport),
             ]
     except AgentMeshError as error:
         if session.guessing:
@@ -285,20 +284,21 @@ async def _jetstream(transport: Transport) -> Finding:
     return Finding(OK, "jetstream", f"{answer.get('streams', 0)} streams, {_size(used)}{of}")
 
 
-def _durability(session: Session) -> Finding:
-    """Whether what is accepted survives a power failure; only the monitoring page tells."""
-    monitor = session.running.monitor if session.running else None
-    fix = "set sync_interval: always in the broker's jetstream block"
-    if monitor is None:
-        return Finding(WARNING, "durability", "cannot tell whether accepted tasks survive a power failure", fix)
+async def _promises(session: Session, transport: Transport) -> list[Finding]:
+    """What about the broker would break one of the promises of docs/guarantees.md."""
+    from agentmesh import brokercheck
+
+    monitor = session.settings.broker.monitor or (session.running.monitor if session.running else None)
     try:
-        with urllib.request.urlopen(f"{monitor}/varz", timeout=2.0) as page:
-            varz: dict[str, Any] = json.load(page)
-    except (OSError, ValueError) as error:
-        return Finding(WARNING, "durability", f"the monitoring page {monitor} cannot be read: {error}", fix)
-    if varz.get("jetstream", {}).get("config", {}).get("sync_always"):
-        return Finding(OK, "durability", "every accepted write is on disk (sync_interval: always)")
-    return Finding(WARNING, "durability", "a power failure loses the writes of the last two minutes", fix)
+        found = await brokercheck.weaknesses(transport, monitor=monitor)
+    except AgentMeshError:
+        return []  # JetStream does not answer, which is a finding already
+    findings = [Finding(WARNING, weakness.what, weakness.says, weakness.fix) for weakness in found]
+    if not any(weakness.what == "durability" for weakness in found):
+        findings.append(Finding(OK, "durability", "every accepted write is on disk (sync_interval: always)"))
+    if len(found) == sum(weakness.what == "durability" for weakness in found):
+        findings.append(Finding(OK, "promises", "streams, copies and limits are as they should be"))
+    return findings
 
 
 def _used(folder: Path) -> int:

@@ -127,4 +127,5 @@ def _broker(settings: Settings) -> BrokerPlan:
         tls_cert=path(broker.tls_cert),
         tls_key=path(broker.tls_key),
         replicas=broker.replicas,
+        monitor=broker.monitor,
     )

@@ -68,6 +68,9 @@ class BrokerSettings(Table):
     replicas: int | None = Field(default=None, ge=1, le=5)
     """Copies of each stream; unset: 3 when the cluster has three or more nodes, else 1."""
 
+    monitor: str | None = None
+    """Address of the broker's monitoring pages, such as `http://127.0.0.1:8222`: only they tell whether it syncs."""
+
     @property
     def embedded(self) -> bool:
         return self.url == EMBEDDED

@@ -219,17 +219,16 @@ class Admin:
         found = await self._api.find(f"STREAM.INFO.{name}")
         if found is None:
             return None
-        state = found["state"]
-        return StreamInfo(
-            name=name,
-            messages=state["messages"],
-            bytes=state["bytes"],
-            first_sequence=state["first_seq"],
-            last_sequence=state["last_seq"],
-            subjects=state.get("num_subjects", 0),
-            consumers=state.get("consumer_count", 0),
-            config=found["config"],
-        )
+        return _stream_info(found)
+
+    async def streams(self) -> list[StreamInfo]:
+        found: list[StreamInfo] = []
+        while True:
+            page = await self._api.call("STREAM.LIST", {"offset": len(found)})
+            entries = page.get("streams") or []
+            found += [_stream_info(entry) for entry in entries]
+            if not entries or len(found) >= page.get("total", 0):
+                return found
 
     async def consumer_info(self, stream: str, name: str) -> ConsumerInfo | None:
         found = await self._api.find(f"CONSUMER.INFO.{stream}.{name}")
@@ -259,6 +258,20 @@ class Admin:
             counts.update(page)
             if not page or len(counts) >= info.get("total", 0):
                 return counts
+
+
+def _stream_info(found: Mapping[str, Any]) -> StreamInfo:
+    state = found["state"]
+    return StreamInfo(
+        name=found["config"]["name"],
+        messages=state["messages"],
+        bytes=state["bytes"],
+        first_sequence=state["first_seq"],
+        last_sequence=state["last_seq"],
+        subjects=state.get("num_subjects", 0),
+        consumers=state.get("consumer_count", 0),
+        config=found["config"],
+    )
 
 
 def _stream_view(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -278,6 +278,10 @@ class Transport:
     async def stream_info(self, name: str) -> StreamInfo | None:
         return await self._admin.stream_info(name)
 
+    async def streams(self) -> list[StreamInfo]:
+        """Every stream of the account, also those of others."""
+        return await self._admin.streams()
+
     async def consumer_info(self, stream: str, name: str) -> ConsumerInfo | None:
         return await self._admin.consumer_info(stream, name)
 

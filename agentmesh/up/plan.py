@@ -48,6 +48,8 @@ class BrokerPlan:
     tls_cert: str | None = None
     tls_key: str | None = None
     replicas: int | None = None
+    monitor: str | None = None
+    """Address of the monitoring pages of a broker that is not ours."""
 
     @property
     def embedded(self) -> bool:

@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from agentmesh import ports, runfile
+from agentmesh import brokercheck, ports, runfile
 from agentmesh.broker import BrokerOptions, EmbeddedBroker
 from agentmesh.errors import AgentMeshError
 from agentmesh.ids import now
@@ -65,6 +65,7 @@ class Up:
         self._door: MessageDoor | None = None
         self._operations: Operations | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
         self._why = ""
         self._asked = asyncio.Event()
         self._killed = False
@@ -135,6 +136,17 @@ class Up:
         ready, failed = self.fleet.count()
         seconds = asyncio.get_running_loop().time() - began
         self._emit(Ready(url=self.url, seconds=seconds, agents=ready, failed=failed))
+        self._checking = asyncio.get_running_loop().create_task(self._check_broker(), name="up: check the broker")
+
+    async def _check_broker(self) -> None:
+        """Warn of what would break a promise. Nobody waits for it."""
+        assert self.transport is not None
+        monitor = self._broker.monitor_url if self._broker else self.plan.broker.monitor
+        try:
+            for weakness in await brokercheck.weaknesses(self.transport, monitor=monitor):
+                self._emit(Warned(source="broker", text=weakness.says, hint=weakness.fix))
+        except AgentMeshError as error:
+            log.debug("the broker could not be checked: %s", error)
 
     async def _start_broker(self, tree: Supervisor) -> str:
         broker = self._broker = EmbeddedBroker(self._broker_options())
@@ -186,9 +198,10 @@ class Up:
         if self.fleet is not None:
             self._emit(Stopping(reason=self._why or "a failure", grace=self.plan.grace))
         runfile.remove(self.plan.folder)
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
+        for beside in (self._watching, self._checking):
+            if beside is not None:
+                beside.cancel()
+                await asyncio.wait([beside])
         for chore in (self._door, self._dispatcher):
             if chore is not None:
                 await chore.stop()

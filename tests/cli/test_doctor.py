@@ -111,6 +111,17 @@ async def test_whether_the_broker_of_this_folder_syncs_every_write_is_read_from_
     assert await durability(False) == "warning"
 
 
+async def test_a4_a_broker_that_does_not_sync_is_a_warning_and_strict_ends_with_1(alone: Cli, tmp_path: Path) -> None:
+    with EmbeddedBroker(BrokerOptions(sync_always=False)) as broker:
+        (tmp_path / "mesh.toml").write_text(f"[broker]\nurl = '{broker.url}'\nmonitor = '{broker.monitor_url}'\n")
+        ran = await alone("doctor", "--json")
+        strict = await alone("doctor", "--strict")
+
+    assert ran.code == 0
+    assert finding(ran, "durability")["says"] == "a power failure loses the writes of the last two minutes"
+    assert strict.code == 1
+
+
 async def test_show_config_prints_every_setting_with_its_origin(alone: Cli, tmp_path: Path) -> None:
     (tmp_path / "mesh.toml").write_text("tenant = 'acme'\n")
 

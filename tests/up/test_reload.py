@@ -44,7 +44,7 @@ async def test_an_edit_replaces_the_node_and_loses_no_message(start_mesh: StartM
     assert answers[-1] == "Hello, Ada!"
     assert await mesh.raw("greeter", "Where") != before
     assert set(await mesh.pids()) == {"node-1-r2"}
-    assert not mesh.all(Warned)
+    assert not mesh.all(Warned, source="reload")
 
 
 async def test_a_message_being_handled_is_finished_by_the_old_code(start_mesh: StartMesh, project: Path) -> None:
@@ -71,7 +71,7 @@ async def test_a_broken_edit_keeps_the_old_code_and_shows_the_error(start_mesh: 
     assert await mesh.raw("greeter", "Where") == before
     assert set(await mesh.pids()) == {"node-1"}
     assert not mesh.all(AgentState, state="failed")
-    assert not mesh.all(Warned)
+    assert not mesh.all(Warned, source="reload")
 
     mesh.events.clear()
     await edited(project, "class Greeter(Agnet):", "class Greeter(Agent):")

@@ -481,3 +481,12 @@ def test_a_plan_survives_the_way_to_another_process(tmp_path: Path) -> None:
     assert load(dump(plan)) == plan
     with pytest.raises(ConfigError):
         load(b'{"tenant": 3}')
+
+
+async def test_a4_a_broker_that_may_lose_what_was_accepted_is_said_at_the_start(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(GREETER, broker=BrokerPlan(sync_always=False))
+
+    warning = await mesh.event(Warned, source="broker")
+
+    assert "power failure" in warning.text
+    assert "sync_interval: always" in warning.hint
