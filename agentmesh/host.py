@@ -23,7 +23,8 @@ from agentmesh import registry
 from agentmesh.agent import Agent, AgentCell, CellOptions
 from agentmesh.agent.durable import DurableMailbox
 from agentmesh.client import CANCEL, Client
-from agentmesh.errors import AgentMeshError, AgentStoppedError, BrokerError, ConfigError
+from agentmesh.errors import AgentMeshError, AgentStoppedError, ConfigError
+from agentmesh.presence import Heart
 from agentmesh.registry import AgentInfo, MessageInfo, near_misses
 from agentmesh.supervisor import ChildSpec, Exit, RestartPolicy, Supervisor
 from agentmesh.tasks import TaskWorker
@@ -149,6 +150,7 @@ class Hosted:
             pid=os.getpid(),
             host=self._host.hostname,
             problem=cell.problem,
+            life=self._host.heart.life,
         )
         if not brief:
             info.description = cell.behaviour.description
@@ -200,6 +202,7 @@ class Host:
         self.client = client
         self.node = node
         self.hostname = socket.gethostname()
+        self.heart = Heart(client.transport, client.subjects, node)
         self.services = client.transport.services
         self.on_escalation: Callable[[str, BaseException], None] | None = None
         self._policy = policy or RestartPolicy()
@@ -218,6 +221,7 @@ class Host:
             await transport.subscribe(subjects.control(CANCEL), self._on_cancel),
         ]
         await self.services.start()
+        await self.heart.start()
         self._overdue = asyncio.get_running_loop().create_task(self._watch_overdue(), name="overdue requests")
 
     async def spawn(
@@ -269,7 +273,13 @@ class Host:
     def report_broken(self, name: str, problem: str) -> None:
         """Show an agent that could not even be made, for example because its module cannot be imported."""
         self._broken[name] = AgentInfo(
-            name=name, node=self.node, state="failed", problem=problem, pid=os.getpid(), host=self.hostname
+            name=name,
+            node=self.node,
+            state="failed",
+            problem=problem,
+            pid=os.getpid(),
+            host=self.hostname,
+            life=self.heart.life,
         )
 
     async def stop_agent(self, name: str, *, grace: float = 10.0, replica: int | None = None) -> int:
@@ -294,6 +304,7 @@ class Host:
         """Stop every agent and stop answering. Tasks not done in time are given back. No agent comes after that."""
         self._closed = True
         await self._end_all(list(self._hosted.values()), grace)
+        await self.heart.stop()
         if self._overdue is not None:
             self._overdue.cancel()
         for subscription in self._subscriptions:
@@ -307,11 +318,8 @@ class Host:
 
     async def announce(self, hosted: Hosted) -> None:
         """Say that the state of a replica changed."""
-        transport = self.client.transport
-        if self._hosted.get(hosted.key) is hosted and transport.is_connected:
-            with contextlib.suppress(BrokerError):  # whoever wants to be sure asks
-                body = registry.encode([hosted.info(brief=True)])
-                await transport.publish(self.client.subjects.control(registry.PRESENCE), body)
+        if self._hosted.get(hosted.key) is hosted:
+            await self.heart.changed(hosted.info(brief=True))
 
     async def _end_all(self, ending: list[Hosted], grace: float, *, kill: bool = False) -> int:
         """Stop them at the same time; one that cannot be stopped does not keep the others."""

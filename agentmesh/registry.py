@@ -2,7 +2,7 @@
 
 There is no stored registry that could be out of date. Whoever wants to know asks on `ai.agent.control.T.who`, and
 every host of agents answers for its own; the answer is complete when nobody has said anything new for a moment.
-Hosts also announce agents that come and go on `ai.agent.control.T.presence`.
+Hosts also announce agents that come and go on `ai.agent.control.T.presence`, and that they are alive: see `presence`.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class AgentInfo(msgspec.Struct, omit_defaults=True):
     host: str = ""
     problem: str = ""
     """Why it is not ready."""
+    life: str = ""
+    """Of its node: another one after each start of the process."""
 
 
 class Who(msgspec.Struct, omit_defaults=True):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from agentmesh.errors import AgentMeshError, ConfigError, NoSuchAgentError
+from agentmesh.errors import AgentMeshError, BrokerError, ConfigError, NoSuchAgentError
+from agentmesh.presence import report_death
 from agentmesh.registry import PRESENCE, AgentInfo, near_misses
 from agentmesh.subjects import Subjects
 from agentmesh.supervisor import ChildSpec, ProcessChild, RestartPolicy, Supervisor, SupervisorEvent
@@ -81,6 +83,7 @@ class Fleet:
         """Nodes with new code that have not proved yet that they can replace the old ones: nobody hears of them."""
         self._generations: dict[str, int] = {}
         self._presence: Subscription | None = None
+        self._telling: set[asyncio.Task[None]] = set()
         self._tree = Supervisor("fleet")
         self._changing = asyncio.Lock()
 
@@ -364,6 +367,8 @@ class Fleet:
 
     # ------------------------------------------------------------ what the processes tell
     def _on_event(self, member: Member, event: SupervisorEvent) -> None:
+        if event.kind == "exited" and member.kind == "node" and member.process is not None:
+            self._beside(self._report_death(member.name, member.process.pid, event.detail.partition("\n")[0]))
         if member.name in self._candidates:
             return
         if event.kind == "exited" and member.name not in self._retired:
@@ -379,6 +384,17 @@ class Fleet:
             text = f"failed more often than {self.plan.process_policy.max_restarts} times: {event.detail}"
             self._emit(Warned(source=member.name, text=text, hint=hint))
             self._note_all(member.name, "failed", event.detail.splitlines()[0])
+
+    async def _report_death(self, node: str, pid: int, reason: str) -> None:
+        """Spare the others the wait for signs of life that do not come."""
+        if self._transport.is_connected:
+            with contextlib.suppress(BrokerError):  # then they wait
+                await report_death(self._transport, self._subjects, node, pid, reason)
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
     def _on_started(self, member: Member, process: ProcessChild) -> None:
         if member.name in self._candidates:

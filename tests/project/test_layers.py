@@ -16,7 +16,7 @@ CORE = [
     {"errors", "version"},
     {"ids", "ports", "subjects", "messages", "codec", "budgets", "context", "config", "runfile", "lifeline", "broker"},
     {"transport", "mailbox"},
-    {"registry", "streaming", "streams", "memory", "tooling", "tasks"},
+    {"registry", "presence", "streaming", "streams", "memory", "tooling", "tasks"},
     {"lease", "happenings", "refs", "client", "brokercheck"},
     {"agent"},
     {"supervisor", "host", "local", "sync", "mesh", "node"},
