@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agentmesh.agent import Agent, CellOptions, handler
-    from agentmesh.context import Context
+    from agentmesh.budgets import Budget
+    from agentmesh.context import Context, budget
     from agentmesh.errors import AgentMeshError, Reject, Retry
     from agentmesh.mesh import Mesh, connect
     from agentmesh.messages import Event, Prompt, Request, Task, Text
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "agentmesh.agent": ("Agent", "CellOptions", "handler"),
-    "agentmesh.context": ("Context",),
+    "agentmesh.budgets": ("Budget",),
+    "agentmesh.context": ("Context", "budget"),
     "agentmesh.errors": ("AgentMeshError", "Reject", "Retry"),
     "agentmesh.mesh": ("Mesh", "connect"),
     "agentmesh.messages": ("Event", "Prompt", "Request", "Task", "Text"),
@@ -37,6 +39,7 @@ __all__ = [
     "AgentMeshError",
     "AgentRef",
     "Batch",
+    "Budget",
     "CellOptions",
     "Chunk",
     "Context",
@@ -55,6 +58,7 @@ __all__ = [
     "Text",
     "Tool",
     "__version__",
+    "budget",
     "connect",
     "handler",
     "tool",

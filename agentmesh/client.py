@@ -17,12 +17,11 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from agentmesh import codec, registry
-from agentmesh.budgets import MAX_HOPS
-from agentmesh.context import current
+from agentmesh.budgets import Budget, out_of_time
+from agentmesh.context import check_depth, covering, current, granted, next_hops, time_of_end
 from agentmesh.errors import (
     AgentMeshError,
     BrokerError,
-    CallDepthError,
     DeadlineExceededError,
     DefinitionError,
     InvalidMessageError,
@@ -39,6 +38,7 @@ from agentmesh.registry import AgentInfo
 from agentmesh.streaming import WINDOW, StreamReader
 from agentmesh.subjects import Subjects
 from agentmesh.tasks import Batch, Job, TaskClient
+from agentmesh.tasks.spending import charge
 from agentmesh.tooling import ToolClient
 from agentmesh.transport import Inbox, Transport, is_no_responders
 from agentmesh.transport import Message as WireMessage
@@ -130,8 +130,10 @@ class Client:
         if event.durable:
             await self._tell_durable(agent, event, timeout)
         elif timeout is None:
-            data = codec.encode(self._envelope(agent, event))
-            await self.transport.publish(self.subjects.mailbox(agent), data, self._bounce(agent))
+            envelope = self._envelope(agent, event)
+            if envelope.budget:
+                await charge(self.transport, self.subjects, envelope.budget)
+            await self.transport.publish(self.subjects.mailbox(agent), codec.encode(envelope), self._bounce(agent))
         else:
             envelope = self._envelope(agent, event)
             envelope.confirm = True
@@ -140,6 +142,8 @@ class Client:
     async def _tell_durable(self, agent: str, event: Event, timeout: float | None) -> None:
         await self.tasks.ensure()
         envelope = self._envelope(agent, event)
+        if envelope.budget:
+            await charge(self.transport, self.subjects, envelope.budget)
         subject = self.subjects.durable_mailbox(agent)
         try:
             await self.transport.publish_durable(
@@ -152,7 +156,10 @@ class Client:
         """Publish an event to whoever listens to `topic`: at most once, each agent gets it once."""
         if not isinstance(event, Event) or event.durable:
             raise DefinitionError(type(event).__name__, "publish takes an Event that is not durable; tell that one")
-        await self.transport.publish(self.subjects.topic(topic), codec.encode(self._envelope("", event)))
+        envelope = self._envelope("", event)
+        if envelope.budget:
+            await charge(self.transport, self.subjects, envelope.budget)
+        await self.transport.publish(self.subjects.topic(topic), codec.encode(envelope))
 
     async def listen(self, pattern: str, *, limit: int = 10_000) -> AsyncGenerator[tuple[str, codec.Envelope], None]:
         """Topics and envelopes of events published from the first step of the loop on, in order.
@@ -195,14 +202,17 @@ class Client:
             await subscription.unsubscribe()
 
     # ------------------------------------------------------------ requests
-    async def ask(self, agent: str, request: Request[R], *, timeout: float | None = None) -> R:
-        """Send a request and wait for its reply. Cancelling the wait cancels the handler.
+    async def ask(
+        self, agent: str, request: Request[R], *, timeout: float | None = None, budget: Budget | None = None
+    ) -> R:
+        """Send a request and wait for its reply. Cancelling the wait cancels the handler, and what that started.
 
         Args:
             agent: Whom to ask.
             request: What.
             timeout: Seconds; by default 30, or what is left of the deadline of the message being handled, which is
                 the most in any case.
+            budget: What this request, and all that follows from it, may use.
 
         Raises:
             NoSuchAgentError: Nobody listens; names near misses. Within 100 ms.
@@ -212,16 +222,22 @@ class Client:
             RemoteError: The handler raised.
             DeadlineExceededError: No reply in time.
             InvalidMessageError: The reply is not of the promised type.
+            BudgetExceededError: A budget is used up, here or further down.
+            CallDepthError: Too deep a chain of handlers, here or further down.
         """
         reply_type = _reply_type(request)
-        reply = await self._request(agent, self._envelope(agent, request), self._timeout(agent, timeout))
+        if budget is None:
+            reply = await self._question(agent, self._envelope(agent, request), timeout)
+        else:
+            with granted(budget, self.identity):
+                reply = await self._question(agent, self._envelope(agent, request), timeout)
         result: R = codec.decode_body(reply_type, reply.content)
         return result
 
     async def ask_raw(self, agent: str, message_type: str, content: Any, *, timeout: float | None = None) -> Any:
         """Like `ask`, for callers that do not have the message class: plain data in, plain data out."""
         envelope = self._outline(agent, message_type, msgspec.Raw(msgspec.json.encode(content)))
-        reply = await self._request(agent, envelope, self._timeout(agent, timeout))
+        reply = await self._question(agent, envelope, timeout)
         return msgspec.json.decode(reply.content)
 
     def stream(self, agent: str, request: Request[R], *, timeout: float = ASK_TIMEOUT) -> AsyncGenerator[R, None]:
@@ -252,8 +268,8 @@ class Client:
         """What can be wrong with the call is said before the first step of the loop."""
         subject, idle = self.subjects.mailbox(agent), self._timeout(agent, timeout)
         envelope.window = WINDOW
-        here = current()
-        envelope.deadline = here.deadline if here else None
+        envelope.deadline = time_of_end()
+        _belongs(envelope)
         return self._chunks(envelope, agent, subject, kind, idle)
 
     async def _chunks(
@@ -262,6 +278,8 @@ class Client:
         nobody = NoSuchAgentError(agent)
         reader = StreamReader(self.transport, agent, kind, idle_timeout=idle, nobody=lambda: nobody)
         try:
+            if envelope.budget:
+                await charge(self.transport, self.subjects, envelope.budget)
             await self.transport.publish(subject, codec.encode(envelope), reader.subject)
             async for chunk in reader:
                 yield chunk
@@ -274,16 +292,23 @@ class Client:
             if not reader.finished:
                 await self._cancel(envelope.message_id)
 
+    async def _question(self, agent: str, envelope: codec.Envelope, timeout: float | None) -> codec.Envelope:
+        _belongs(envelope)
+        return await self._request(agent, envelope, self._timeout(agent, timeout))
+
     async def _request(self, agent: str, envelope: codec.Envelope, timeout: float) -> codec.Envelope:
         timeout = min(timeout, LONGEST_WAIT)
         envelope.deadline = now() + timedelta(seconds=timeout)
+        if envelope.budget:
+            await charge(self.transport, self.subjects, envelope.budget)
         try:
             answer = await self.transport.request(self.subjects.mailbox(agent), codec.encode(envelope), timeout=timeout)
         except NoRespondersError:
             raise await self._no_such_agent(agent) from None
         except DeadlineExceededError:
             await self._cancel(envelope.message_id)
-            raise DeadlineExceededError(f"{agent}: {envelope.message_type}", timeout) from None
+            spent = out_of_time(envelope.budget)
+            raise spent or DeadlineExceededError(f"{agent}: {envelope.message_type}", timeout) from None
         except asyncio.CancelledError:
             await self._cancel(envelope.message_id)
             raise
@@ -314,8 +339,13 @@ class Client:
         task_id: str | None = None,
         priority: str | None = None,
         deadline: float | None = None,
+        detached: bool = False,
+        budget: Budget | None = None,
     ) -> Job[R]:
         """Hand over a task; when this returns, the task is accepted and survives anything.
+
+        Submitted in a handler, it belongs to what is being handled: it inherits what is left of its deadline, and is
+        cancelled with it. Completion or failure of the handler changes nothing about it.
 
         Args:
             task: What to do.
@@ -323,12 +353,15 @@ class Client:
             task_id: Your id, to make repeating safe: a second submit of the same id runs nothing again.
             priority: `high`, `normal` or `low`; None takes the task's own.
             deadline: Seconds from now; a task that is not done by then is decided `expired`.
+            detached: It inherits no deadline, and goes on when the handler that submits it is cancelled.
+            budget: What it, and all that follows from it, may use.
 
         Raises:
             QueueFullError: Not accepted.
+            BudgetExceededError: Not accepted: a budget is used up.
+            CallDepthError: Not accepted: too deep a chain of handlers.
             PublishTimeoutError: Unknown; submit again with the same id.
         """
-        here = current()
         return await self.tasks.submit(
             task,
             to=to,
@@ -336,7 +369,8 @@ class Client:
             priority=priority,
             deadline=deadline,
             source=self.identity,
-            trace_id=here.trace_id if here else "",
+            detached=detached,
+            budget=budget,
         )
 
     def job(self, task_id: str, task_type: type[Task[R]] | None = None) -> Job[R]:
@@ -395,20 +429,20 @@ class Client:
             schema_version=codec.SCHEMA_VERSION,
             content=content,
             trace_id=here.trace_id if here else "",
-            hops=here.hops + 1 if here else 0,
+            hops=next_hops(),
+            budget=covering(),
         )
 
     def _timeout(self, agent: str, wanted: float | None) -> float:
-        """Seconds to wait: never longer than whoever asked us waits."""
-        here = current()
-        if here is None:
+        """Seconds to wait: never longer than whoever asked us waits, nor longer than a budget lasts."""
+        check_depth(agent, next_hops(), covering())
+        end = time_of_end()
+        if end is None:
             return ASK_TIMEOUT if wanted is None else wanted
-        if here.hops + 1 >= MAX_HOPS:
-            raise CallDepthError(agent, here.hops + 1)
-        left = here.remaining()
-        if left is None:
-            return ASK_TIMEOUT if wanted is None else wanted
+        left = (end - now()).total_seconds()
         if left <= 0:
+            if (spent := out_of_time(covering())) is not None:
+                raise spent
             raise DeadlineExceededError(
                 f"{agent}: not asked, the deadline of the message being handled has passed", 0.0
             )
@@ -447,6 +481,13 @@ class Client:
         if time >= self._quiet_until.get(agent, 0.0):
             self._quiet_until[agent] = time + 1.0
             log.warning("an event told to %r was not delivered: %s", agent, error)
+
+
+def _belongs(envelope: codec.Envelope) -> None:
+    """Say for which task a request is made."""
+    here = current()
+    if here is not None:
+        envelope.task_id = here.task_id
 
 
 def _reply_type(request: Any) -> Any:

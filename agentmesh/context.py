@@ -1,15 +1,26 @@
 """What a handler knows about the message it is working on, and what its own messages inherit.
 
-While a handler runs, `current()` is its `Context`. The client reads it, so that requests made by a handler carry what
-is left of the deadline, the same trace id, and one hop more.
+While a handler runs, `current()` is its `Context`. The client reads it, so that what a handler sends belongs to the
+same call tree:
+
+| inherited            | by requests and tool calls | by tasks                          | by events |
+| -------------------- | -------------------------- | --------------------------------- | --------- |
+| trace id, budgets    | yes                        | yes                               | yes       |
+| one hop more         | yes                        | yes; detached: only with a budget | yes       |
+| what is left of time | yes                        | yes, unless detached              |           |
+| ends with the caller | yes                        | yes, unless detached              |           |
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
+from agentmesh.budgets import MAX_HOPS, Budget, Grants, deadline_of, earliest, grant, limits_depth, too_deep
+from agentmesh.errors import CallDepthError
 from agentmesh.ids import now
 
 
@@ -28,6 +39,12 @@ class Context:
     """When the sender stops waiting (UTC); None if it does not wait."""
     hops: int = 0
     """Handlers the chain of messages went through before this one."""
+    task_id: str = ""
+    """The task for which this is done: the one at hand, or the one whose handler asked, directly or not."""
+    budget: Grants = ()
+    """What the call tree may use; the outermost budget first."""
+    submitted: list[str] | None = None
+    """Ids of the tasks that were submitted by this handler and end with it."""
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, negative when it has passed; None without one."""
@@ -35,7 +52,72 @@ class Context:
 
 
 _current: ContextVar[Context | None] = ContextVar("agentmesh_context", default=None)
+_outside: ContextVar[Grants] = ContextVar("agentmesh_budgets", default=())
 
 current = _current.get
 enter = _current.set
 leave = _current.reset
+
+
+def covering() -> Grants:
+    """The budgets that cover what is sent now, the outermost first."""
+    here = current()
+    return _outside.get() if here is None else here.budget
+
+
+def time_of_end() -> datetime | None:
+    """When what is sent now is of no use any more: the deadline of the message at hand, or the end of a budget."""
+    here = current()
+    if here is None:
+        return deadline_of(_outside.get())
+    return here.deadline if not here.budget else earliest(here.deadline, deadline_of(here.budget))
+
+
+def next_hops() -> int:
+    """How many handlers a message that is sent now has gone through."""
+    here = current()
+    return 0 if here is None else here.hops + 1
+
+
+def check_depth(whom: str, hops: int, grants: Grants) -> None:
+    """Refuse a call that goes too deep.
+
+    Raises:
+        CallDepthError: By default.
+        BudgetExceededError: If a budget says how deep the tree may be.
+    """
+    problem = too_deep(grants, hops) if grants else None
+    if problem is not None:
+        raise problem
+    if hops >= MAX_HOPS and not limits_depth(grants):
+        raise CallDepthError(whom, hops)
+
+
+@contextmanager
+def budget(*, depth: int | None = None, steps: int | None = None, seconds: float | None = None) -> Iterator[None]:
+    """Limit the call trees of all that is sent inside the block, together. See `Budget` for the limits.
+
+    When a limit is reached, sending raises `BudgetExceededError`, here or in the handler that wanted to send; a handler
+    that does not catch it passes it on to whoever asked.
+    """
+    with granted(Budget(depth=depth, steps=steps, seconds=seconds)):
+        yield
+
+
+@contextmanager
+def granted(limits: Budget, owner: str = "") -> Iterator[None]:
+    """Send under these limits, and those that hold anyway. `owner`: who says so; inside a handler it is the agent."""
+    here = current()
+    if here is None:
+        outer = _outside.set((*_outside.get(), grant(limits, 0, owner)))
+        try:
+            yield
+        finally:
+            _outside.reset(outer)
+        return
+    new = grant(limits, here.hops + 1, here.agent)
+    before = enter(replace(here, budget=(*here.budget, new), deadline=earliest(here.deadline, new.deadline)))
+    try:
+        yield
+    finally:
+        leave(before)

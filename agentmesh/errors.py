@@ -562,12 +562,13 @@ class TaskCancelledError(TaskError):
 class TaskExpiredError(TaskError):
     """The task's deadline passed before it was done."""
 
-    def __init__(self, task_id: str) -> None:
-        super().__init__(task_id)
+    def __init__(self, task_id: str, reason: str = "") -> None:
+        super().__init__(task_id, reason)
         self.task_id = task_id
+        self.reason = reason
 
     def __str__(self) -> str:
-        return f"task {self.task_id} expired: its deadline passed before it was done"
+        return f"task {self.task_id} expired: {self.reason or 'its deadline passed before it was done'}"
 
 
 class BatchFailedError(TaskError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, TypeVar
 
+from agentmesh.budgets import Budget
 from agentmesh.messages import Event, Request, Task
 
 if TYPE_CHECKING:
@@ -30,16 +31,31 @@ class AgentRef:
         """See `Client.tell`."""
         await self._client.tell(self.name, event, timeout=timeout)
 
-    async def ask(self, request: Request[R], *, timeout: float | None = None) -> R:
+    async def ask(self, request: Request[R], *, timeout: float | None = None, budget: Budget | None = None) -> R:
         """See `Client.ask`."""
-        return await self._client.ask(self.name, request, timeout=timeout)
+        return await self._client.ask(self.name, request, timeout=timeout, budget=budget)
 
     def stream(self, request: Request[R], *, timeout: float = 30.0) -> AsyncGenerator[R, None]:
         """See `Client.stream`."""
         return self._client.stream(self.name, request, timeout=timeout)
 
     async def submit(
-        self, task: Task[R], *, task_id: str | None = None, priority: str | None = None, deadline: float | None = None
+        self,
+        task: Task[R],
+        *,
+        task_id: str | None = None,
+        priority: str | None = None,
+        deadline: float | None = None,
+        detached: bool = False,
+        budget: Budget | None = None,
     ) -> Job[R]:
         """See `Client.submit`."""
-        return await self._client.submit(task, to=self.name, task_id=task_id, priority=priority, deadline=deadline)
+        return await self._client.submit(
+            task,
+            to=self.name,
+            task_id=task_id,
+            priority=priority,
+            deadline=deadline,
+            detached=detached,
+            budget=budget,
+        )

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
+from agentmesh.budgets import Budget
 from agentmesh.errors import ConnectionClosedError
 from agentmesh.messages import Event, Request, Task
 from agentmesh.refs import AgentRef
@@ -144,8 +145,8 @@ class SyncMesh:
     def tell(self, agent: str, event: Event, *, timeout: float | None = None) -> None:
         self._thread.run(self._mesh.tell(agent, event, timeout=timeout))
 
-    def ask(self, agent: str, request: Request[R], *, timeout: float | None = None) -> R:
-        return self._thread.run(self._mesh.ask(agent, request, timeout=timeout))
+    def ask(self, agent: str, request: Request[R], *, timeout: float | None = None, budget: Budget | None = None) -> R:
+        return self._thread.run(self._mesh.ask(agent, request, timeout=timeout, budget=budget))
 
     def stream(self, agent: str, request: Request[R], *, timeout: float = 30.0) -> Iterator[R]:
         return _pulled(self._thread, self._mesh.stream(agent, request, timeout=timeout))
@@ -161,8 +162,9 @@ class SyncMesh:
         task_id: str | None = None,
         priority: str | None = None,
         deadline: float | None = None,
+        budget: Budget | None = None,
     ) -> SyncJob[R]:
-        work = self._mesh.submit(task, to=to, task_id=task_id, priority=priority, deadline=deadline)
+        work = self._mesh.submit(task, to=to, task_id=task_id, priority=priority, deadline=deadline, budget=budget)
         return SyncJob(self._thread, self._thread.run(work))
 
     def job(self, task_id: str, task_type: type[Task[R]] | None = None) -> SyncJob[R]:

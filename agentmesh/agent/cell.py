@@ -94,7 +94,7 @@ class AgentCell:
         """Set when this life has failed, or the next one could not begin; another one after each restart."""
         self._factory = factory
         self._answers = Answers(self.client.transport, self.name)
-        self._handling = Handling(self.client.transport, self.name, self._answers, self.counters)
+        self._handling = Handling(self.client.transport, self.client.tasks, self.name, self._answers, self.counters)
         self._life: Life | None = None
         self._lives = 0
         self._changing = asyncio.Lock()

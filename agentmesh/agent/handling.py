@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import datetime
 from time import perf_counter
 from typing import Any
 
@@ -16,9 +15,13 @@ from agentmesh.context import Context, enter, leave
 from agentmesh.errors import AgentMeshError, AskerGoneError, InvalidMessageError
 from agentmesh.messages import Message
 from agentmesh.streaming import StreamWriter
+from agentmesh.tasks import TaskClient
 from agentmesh.transport import Transport
 
 log = logging.getLogger("agentmesh.agent")
+
+CANCEL_TIMEOUT = 2.0
+"""Seconds to cancel the tasks of a request whose asker has gone."""
 
 
 class Handling:
@@ -26,13 +29,17 @@ class Handling:
 
     Args:
         transport: The connection, for streams.
+        tasks: Cancels what a request submitted when its asker has gone.
         name: The agent.
         answers: The way back to the askers.
         counters: Where it is counted.
     """
 
-    def __init__(self, transport: Transport, name: str, answers: Answers, counters: Counters) -> None:
+    def __init__(
+        self, transport: Transport, tasks: TaskClient, name: str, answers: Answers, counters: Counters
+    ) -> None:
         self._transport = transport
+        self._tasks = tasks
         self._name = name
         self._answers = answers
         self._counters = counters
@@ -53,7 +60,7 @@ class Handling:
             self._counters.refused += 1
             self._answers.refuse(letter.reply, envelope.message_id, problem)
             return None
-        context = context_of(self._name, envelope, None if entry.kind == "event" else envelope.deadline)
+        context = context_of(self._name, envelope, answers=entry.kind != "event")
         outer = enter(context)
         letter.handling = True
         began = perf_counter()
@@ -74,10 +81,21 @@ class Handling:
                 worker.uncancel()
             self._counters.busy += perf_counter() - began
             leave(outer)
+        if context.submitted and isinstance(letter.why_cancelled, AskerGoneError):
+            await self._cancel_tasks(context.submitted)
         if error is not None:
             return await self._conclude(letter, message, error)
         self._counters.handled += 1
         return None
+
+    async def _cancel_tasks(self, task_ids: list[str]) -> None:
+        """What a request started is of no use any more. What cannot be reached ends at the deadline it inherited."""
+        by = f"the end of the request to {self._name} that submitted it"
+        try:
+            async with asyncio.timeout(CANCEL_TIMEOUT):
+                await asyncio.gather(*(self._tasks.cancel(task_id, by) for task_id in task_ids))
+        except (TimeoutError, AgentMeshError) as error:
+            log.warning("%s: not all of %d tasks could be cancelled: %s", self._name, len(task_ids), error)
 
     async def _handle(self, letter: Letter, agent: Agent, message: Message, context: Context) -> None:
         entry = letter.handler
@@ -133,13 +151,26 @@ class Handling:
         return error, message
 
 
-def context_of(agent: str, envelope: codec.Envelope, deadline: datetime | None = None) -> Context:
-    """What a handler learns about its message."""
+def context_of(agent: str, envelope: codec.Envelope, *, answers: bool = False) -> Context:
+    """What a handler learns about its message. Who `answers` has a deadline, and belongs to whoever asked."""
+    if answers:
+        return Context(
+            agent,
+            envelope.source_agent_id,
+            envelope.message_id,
+            envelope.trace_id or envelope.message_id,
+            envelope.deadline,
+            envelope.hops,
+            envelope.task_id,
+            envelope.budget,
+            submitted=[],
+        )
     return Context(
         agent,
         envelope.source_agent_id,
         envelope.message_id,
         envelope.trace_id or envelope.message_id,
-        deadline,
+        None,
         envelope.hops,
+        budget=envelope.budget,
     )

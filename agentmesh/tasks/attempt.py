@@ -4,7 +4,8 @@ What becomes of it is one of four things, decided in `_judge` and carried out in
 
 | outcome   | when                                                                    | carried out as         |
 | --------- | ----------------------------------------------------------------------- | ---------------------- |
-| `Decided` | the handler returned; time limit, deadline; others wrote the slot       | slot, then double ack  |
+| `Decided` | the handler returned; time limit, deadline, end of the parent, a budget | slot, then double ack; |
+|           | used up; others wrote the slot                                          | children are prompted  |
 | `Again`   | the handler raised, or asked for it with `Retry`; attempts are left     | record, nak with delay |
 | `Dead`    | unreadable, `Reject`, or no attempts left                               | dead letter, slot, ack |
 | `Return`  | stop, drain, agent gone, or it is running here already                  | record, nak            |
@@ -22,10 +23,13 @@ from typing import Any
 import msgspec
 
 from agentmesh import codec
+from agentmesh.budgets import out_of_time
 from agentmesh.context import Context, enter
 from agentmesh.errors import (
     AgentStoppedError,
     BrokerError,
+    BudgetExceededError,
+    CallDepthError,
     InvalidMessageError,
     InvalidNameError,
     PayloadTooLargeError,
@@ -35,14 +39,15 @@ from agentmesh.errors import (
 from agentmesh.ids import now
 from agentmesh.messages import Task, TaskPolicy
 from agentmesh.subjects import Subjects
-from agentmesh.tasks import dead, history, slot, wire
+from agentmesh.tasks import dead, history, lineage, slot, wire
 from agentmesh.tasks.context import TaskContext
-from agentmesh.tasks.wire import NOTHING, Failure, ResultBody, Status, TaskBody, decode_queued
+from agentmesh.tasks.lineage import Ending
+from agentmesh.tasks.wire import NOTHING, Failure, ResultBody, TaskBody, decode_queued
 from agentmesh.transport import Delivery, Transport
 
 log = logging.getLogger("agentmesh.tasks")
 
-TIME_LIMIT, DEADLINE, DECIDED, STOPPED = "time limit", "deadline", "decided", "stopped"
+TIME_LIMIT, DEADLINE, ENDED, STOPPED = "time limit", "deadline", "ended", "stopped"
 """Why a handler is interrupted."""
 
 PAUSED = "paused"
@@ -61,6 +66,8 @@ class Decided:
     """`body` is ours, to be written; None if the slot is written already."""
 
     body: ResultBody | None = None
+    status: str = ""
+    """What the slot says, if it is written already."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,9 @@ class Attempt:
         self.started_at = 0.0
         self.handling = False
         self.settled = False
+        self._ending: Ending | None = None
+        self._scope: Context | None = None
+        """Of the handler; knows whether it has submitted tasks."""
         self._policy = TaskPolicy()
         self._history: history.History | None = None
 
@@ -137,6 +147,15 @@ class Attempt:
         self.why, self.why_at = why, self.loop.time()
         if self.handling and self.task is not None:
             self.task.cancel()
+
+    def end(self, ending: Ending) -> None:
+        """Interrupt it, because it is decided, or because the task it belongs to ended."""
+        self._ending = self._ending or ending
+        self.interrupt(ENDED)
+
+    def belongs_to(self, task_id: str) -> bool:
+        """Whether it is that task, or ends with it."""
+        return self.body is not None and task_id in (self.body.task_id, self.body.master_id)
 
     async def abandon(self) -> None:
         """The handler ignores its cancellation: settle the task without it."""
@@ -172,15 +191,16 @@ class Attempt:
             if body.task_id in bench.running:
                 return Return("the same task is running here", min(30.0, 2.0**self.delivery.attempt))
             bench.running[body.task_id] = self
-            if await slot.read(bench.transport, bench.subjects, body.task_id) is not None:
-                return Decided()
+            ending = await lineage.ending(bench.transport, bench.subjects, body)
+            if ending is not None:
+                return self._ended(ending)
             task_type = bench.types.get(body.task_type)
             if task_type is None:
                 return Dead(f"agent {bench.agent!r} takes no {body.task_type!r}; it takes {', '.join(bench.types)}")
             self._policy = task_type.policy()
             await self._count()
             if body.is_late():
-                return Decided(self._verdict("expired"))
+                return Decided(self._verdict("expired", reason=self._why_late()))
             if self.number > self._policy.max_attempts:
                 return Dead(self._exhausted())
             parameters = b"{}" if bytes(body.parameters) == b"null" else body.parameters
@@ -211,6 +231,8 @@ class Attempt:
             return self._failed("Retry", str(wish), wish.delay)
         except Reject as verdict:
             return Dead(verdict.reason, self._failure("Reject", verdict.reason))
+        except (BudgetExceededError, CallDepthError) as error:  # the next attempt would get no further
+            return Decided(self._verdict("failed", reason=f"{type(error).__name__}: {error}"))
         except Exception as error:  # the edge to foreign code: whatever it raises is about this task only
             log.warning("attempt %d of %s failed", self.number, self, exc_info=True)
             return self._failed(type(error).__name__, str(error))
@@ -224,9 +246,11 @@ class Attempt:
             return
         self.settled = True
         match outcome:
-            case Decided(body):
+            case Decided(body, status):
                 if body is not None:
-                    await self._decide(body)
+                    status = await self._decide(body)
+                if status in lineage.ENDED and self._may_have_children():
+                    await lineage.prompt(self.bench.transport, self.bench.subjects, self.task_id)
                 await self.bench.transport.ack(self.delivery)
             case Again(delay, failure):
                 await history.record(self.bench.transport, self.bench.subjects, self.task_id, history.FAILED, failure)
@@ -236,8 +260,9 @@ class Attempt:
             case Return(reason, delay):
                 await give_back(self.bench, self.delivery, reason, delay)
 
-    async def _decide(self, verdict: ResultBody) -> None:
-        """Write the slot, unless somebody else has. A broker without room for results makes the queue wait."""
+    async def _decide(self, verdict: ResultBody) -> str:
+        """Write the slot, unless somebody else has; returns what it says. A broker without room for results makes
+        the queue wait."""
         pauses = itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1]))
         while True:
             try:
@@ -251,7 +276,7 @@ class Attempt:
                 continue
             if decided.by != verdict.by:
                 log.info("%s was %s meanwhile; our result is dropped", self, decided.status)
-            return
+            return decided.status
 
     async def _bury(self, reason: str, failure: Failure | None) -> None:
         """Give the task up, with one entry in its history per attempt."""
@@ -288,7 +313,18 @@ class Attempt:
         """The handler's context; its own messages inherit deadline and trace."""
         bench = self.bench
         trace_id = body.trace_id or body.task_id
-        enter(Context(bench.agent, body.source_agent_id, body.task_id, trace_id, body.deadline))
+        self._scope = Context(
+            bench.agent,
+            body.source_agent_id,
+            body.task_id,
+            trace_id,
+            body.deadline,
+            body.hops,
+            body.task_id,
+            body.budget,
+            submitted=[],
+        )
+        enter(self._scope)
         return TaskContext(
             bench.transport,
             bench.subjects,
@@ -315,8 +351,27 @@ class Attempt:
             limit = self._policy.time_limit
             return Decided(self._verdict("failed", reason=f"timeout: it ran longer than {limit:g} s"))
         if self.why == DEADLINE:
-            return Decided(self._verdict("expired"))
-        return Decided() if self.why == DECIDED else Return(self.why)
+            return Decided(self._verdict("expired", reason=self._why_late()))
+        return self._ended(self._ending) if self._ending is not None else Return(self.why)
+
+    def _ended(self, ending: Ending) -> Outcome:
+        if ending.own:
+            return Decided(status=ending.status)
+        return Decided(self._verdict(ending.status, reason=ending.reason))
+
+    def _why_late(self) -> str:
+        """Whose deadline it was; empty if it was the task's own."""
+        body = self.body
+        if body is None or not body.deadline_inherited:
+            return ""
+        spent = out_of_time(body.budget)
+        if spent is not None:
+            return str(spent)
+        return f"the deadline of its parent, task {body.parent_id}, passed" if body.parent_id else ""
+
+    def _may_have_children(self) -> bool:
+        """Whether this attempt, or one before it, may have submitted tasks."""
+        return self.delivery.attempt > 1 or bool(self._scope is not None and self._scope.submitted)
 
     def _return_delay(self) -> float:
         """None at first, so that another worker has it at once; growing, when the agent is gone everywhere."""
@@ -344,7 +399,7 @@ class Attempt:
     def _failure(self, error_type: str, message: str) -> Failure:
         return Failure(self.number, self.bench.node, error_type, message[:_LONGEST_MESSAGE], now())
 
-    def _verdict(self, status: Status, *, result: msgspec.Raw = NOTHING, reason: str = "") -> ResultBody:
+    def _verdict(self, status: str, *, result: msgspec.Raw = NOTHING, reason: str = "") -> ResultBody:
         assert self.body is not None
         return ResultBody(
             self.body.task_id,

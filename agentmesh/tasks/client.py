@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
-import msgspec
-
-from agentmesh import codec
-from agentmesh.errors import DefinitionError, PayloadTooLargeError, QueueFullError, StreamFullError
-from agentmesh.ids import new_id, now
-from agentmesh.messages import Task, wire_name
+from agentmesh.budgets import Budget
+from agentmesh.errors import PayloadTooLargeError, QueueFullError, StreamFullError
+from agentmesh.ids import new_id
+from agentmesh.messages import Task
 from agentmesh.subjects import Subjects, token
 from agentmesh.tasks import history, slot
 from agentmesh.tasks.batch import Batch
 from agentmesh.tasks.dead import DeadLetters
 from agentmesh.tasks.job import Job
 from agentmesh.tasks.layout import MAILBOX_LIMIT, MAX_BODY, QUEUE_LIMIT, ensure_streams
+from agentmesh.tasks.lineage import prompt
+from agentmesh.tasks.spending import charge
 from agentmesh.tasks.status import Statuses, TaskStatus
+from agentmesh.tasks.submission import Wishes, make_body
 from agentmesh.tasks.watch import Results
-from agentmesh.tasks.wire import DeadBody, Failure, ResultBody, TaskBody, encode
-from agentmesh.tasks.worker import CANCEL
+from agentmesh.tasks.wire import DeadBody, Failure, ResultBody, encode
 from agentmesh.transport import Transport
 
 R = TypeVar("R")
@@ -69,6 +68,8 @@ class TaskClient:
         deadline: float | None = None,
         source: str = "",
         trace_id: str = "",
+        detached: bool = False,
+        budget: Budget | None = None,
     ) -> Job[R]:
         """Put a task into the queue. When this returns it is accepted: stored, and sure to be decided.
 
@@ -80,14 +81,23 @@ class TaskClient:
             deadline: Seconds from now; not done by then, it is decided `expired`.
             source: Who submits it.
             trace_id: Of the message that caused it.
+            detached: Submitted in a handler, it goes on when that is cancelled, and does not inherit its deadline.
+            budget: What it, and all that follows from it, may use.
 
         Raises:
             QueueFullError: Not accepted.
+            BudgetExceededError: Not accepted: a budget is used up.
+            CallDepthError: Not accepted: too deep a chain of handlers.
+            DeadlineExceededError: Not accepted: the deadline of the handler that submits it has passed.
             PayloadTooLargeError: Not accepted: over 512 kB.
             PublishTimeoutError: Unknown, no confirmation within 30 s; submit it again with the same id.
         """
         await self.ensure()
-        body = self._body(task, to, task_id, priority, deadline, source, trace_id)
+        body = make_body(
+            self.subjects, task, Wishes(to, task_id, priority, deadline, source, trace_id, detached, budget)
+        )
+        if body.budget:
+            await charge(self.transport, self.subjects, body.budget)
         data = encode(body)
         if len(data) > MAX_BODY - _HEADERS:
             raise PayloadTooLargeError(len(data), MAX_BODY - _HEADERS)
@@ -103,34 +113,6 @@ class TaskClient:
         if stored.duplicate:
             watch.look_at = 0.0  # it may be decided long since
         return Job(self, watch, type(task), stored.sequence)
-
-    def _body(
-        self,
-        task: Task[Any],
-        to: str | None,
-        task_id: str | None,
-        priority: str | None,
-        deadline: float | None,
-        source: str,
-        trace_id: str,
-    ) -> TaskBody:
-        name = wire_name(type(task))
-        if not name:
-            raise DefinitionError(type(task).__name__, "subclass it and submit an instance of the subclass")
-        time = now()
-        return TaskBody(
-            task_id=token("task id", task_id) if task_id is not None else new_id(),
-            agent_id=to,
-            task_type=name,
-            parameters=msgspec.Raw(codec.encode_body(task)),
-            priority=priority or type(task).policy().priority,
-            timestamp=time,
-            schema_version=codec.SCHEMA_VERSION,
-            tenant_id=self.subjects.tenant,
-            deadline=None if deadline is None else time + timedelta(seconds=deadline),
-            source_agent_id=source,
-            trace_id=trace_id,
-        )
 
     def job(self, task_id: str, task_type: type[Task[R]] | None = None) -> Job[R]:
         """A handle on a task submitted before, here or elsewhere; without its type the result is plain data."""
@@ -155,6 +137,8 @@ class TaskClient:
     async def cancel(self, task_id: str, by: str = "") -> bool:
         """Cancel a task. True: it is cancelled; a waiting one never starts, a running one is interrupted.
 
+        So is every task its handler submitted, and so on, except those submitted `detached`.
+
         False: it was decided otherwise before.
 
         Args:
@@ -164,7 +148,7 @@ class TaskClient:
         await self.ensure()
         verdict = ResultBody(task_id, "cancelled", by=f"cancel:{new_id()}", reason=by)
         decided = await slot.decide(self.transport, self.subjects, verdict)
-        await self.transport.publish(self.subjects.control(CANCEL), task_id.encode())
+        await prompt(self.transport, self.subjects, task_id)
         return decided.status == "cancelled"
 
     async def get(self, task_id: str, *, sequence: int = 0) -> TaskStatus:

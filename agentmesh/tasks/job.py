@@ -148,7 +148,7 @@ class Job(Generic[R]):
         if body.status == "cancelled":
             raise TaskCancelledError(self.id, body.reason)
         if body.status == "expired":
-            raise TaskExpiredError(self.id)
+            raise TaskExpiredError(self.id, body.reason)
         if body.status == "dead":
             raise TaskDeadError(self.id, body.reason)
         raise TaskFailedError(self.id, body.reason or body.status)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from agentmesh.errors import BrokerError
-from agentmesh.tasks import slot
-from agentmesh.tasks.attempt import DECIDED, Attempt
+from agentmesh.tasks import lineage
+from agentmesh.tasks.attempt import Attempt
 from agentmesh.transport import Transport
 
 log = logging.getLogger("agentmesh.tasks")
@@ -86,12 +86,14 @@ class Pulse:
 
 
 async def look(attempt: Attempt) -> None:
-    """End the handler if its task is decided already. The slot says so, never a prompt alone."""
+    """End the handler if its task is decided already, or its parent ended. The slots say so, never a prompt alone."""
     bench = attempt.bench
+    if attempt.body is None:
+        return
     try:
-        decided = await slot.read(bench.transport, bench.subjects, attempt.task_id)
+        ending = await lineage.ending(bench.transport, bench.subjects, attempt.body)
     except BrokerError as error:
         log.debug("cannot look whether %s was cancelled: %s", attempt, error)
         return
-    if decided is not None:
-        attempt.interrupt(DECIDED)
+    if ending is not None:
+        attempt.end(ending)

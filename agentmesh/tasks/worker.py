@@ -18,13 +18,14 @@ from agentmesh.subjects import Subjects
 from agentmesh.tasks.attempt import PAUSED, STOPPED, Attempt, Bench, Runner, give_back
 from agentmesh.tasks.lanes import Lanes
 from agentmesh.tasks.layout import ACK_WAIT, ensure_streams
+from agentmesh.tasks.lineage import CANCEL
 from agentmesh.tasks.pulse import Pulse, look
 from agentmesh.transport import Delivery, Message, Subscription, Transport
 
 log = logging.getLogger("agentmesh.tasks")
 
-CANCEL, WHERE = "cancel", "where"
-"""Control subjects: the prompt to look whether a task was cancelled, and the question who runs it."""
+WHERE = "where"
+"""Control subject: the question who runs a task."""
 
 LAST_WORDS = 1.0
 """Seconds that `stop` gives to each: cancelled handlers, and giving back the tasks of those that go on."""
@@ -238,10 +239,11 @@ class TaskWorker:
     # ------------------------------------------------------------ control subjects
 
     def _on_cancel(self, message: Message) -> None:
-        """A prompt: look into the slot. A forged one has no effect."""
-        attempt = self._by_id.get(message.data.decode("utf-8", "replace"))
-        if attempt is not None:
-            self._chore(look(attempt))
+        """A prompt: who runs that task, or one that belongs to it, looks at its slot. A forged one has no effect."""
+        task_id = message.data.decode("utf-8", "replace")
+        for attempt in self._by_id.values() if task_id else ():
+            if attempt.belongs_to(task_id):
+                self._chore(look(attempt))
 
     def _on_where(self, message: Message) -> None:
         """Answer only if there is something to say."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import msgspec
 
-from agentmesh.context import current
+from agentmesh.context import covering, current, time_of_end
 from agentmesh.errors import (
     BrokerError,
     DeadlineExceededError,
@@ -124,6 +124,7 @@ class ToolClient:
             ToolTimeoutError: It was ended, or nobody answered in time.
             ToolLimitError: It was ended at a limit of CPU time, memory or output.
             ToolBusyError: The executor takes no more calls right now; nothing was run.
+            BudgetExceededError: A budget is used up; nothing was run.
             InvalidNameError: That cannot be the name of a tool; nothing was sent.
         """
         name = tool.name if isinstance(tool, Tool) else tool
@@ -131,6 +132,7 @@ class ToolClient:
         encode = tool.encode_arguments if isinstance(tool, Tool) else functools.partial(encode_arguments, name)
         context = current()
         seconds = _seconds(tool, timeout, deadline)
+        grants = covering()
         request = ToolRequest(
             tool=name,
             call_id=new_id(),
@@ -139,6 +141,10 @@ class ToolClient:
             source_agent_id=context.agent if context else self._identity,
             schema_version=SCHEMA_VERSION,
         )
+        if grants:
+            from agentmesh.tasks.spending import charge  # child processes need this module, and no connection
+
+            await charge(self._transport, self._subjects, grants)
         if seconds <= 0:
             raise ToolTimeoutError(name, max(seconds, 0.0))
         reply = await self._exchange(subject, request, seconds)
@@ -200,8 +206,7 @@ def _seconds(tool: str | Tool[..., Any], timeout: float | None, deadline: dateti
     bounds = [usual if timeout is None else timeout]
     if deadline is not None:
         bounds.append((deadline - now()).total_seconds())
-    context = current()
-    left = context.remaining() if context else None
-    if left is not None:
-        bounds.append(left)
+    end = time_of_end()
+    if end is not None:
+        bounds.append((end - now()).total_seconds())
     return min(bounds)

@@ -1,0 +1,60 @@
+"""Why a task ends before it is done: it was decided, or the task it belongs to was cancelled or has expired.
+
+There is no list of children anywhere: a task names its parent, and whoever works on it looks at the parent's slot,
+before it begins, when prompted, and at every third heartbeat. So the end of a tree needs no process to survive: each
+level that ends decides its own slot, at which the next one looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from agentmesh.subjects import Subjects
+from agentmesh.tasks import slot
+from agentmesh.tasks.wire import ResultBody, Status, TaskBody
+from agentmesh.transport import Transport
+
+CANCEL = "cancel"
+"""Control subject: the prompt to look whether a task, or the one it belongs to, was cancelled or has expired."""
+
+ENDED: tuple[Status, ...] = ("cancelled", "expired")
+"""Decisions that end what belongs to the task, too. One that completed or failed leaves its children alone."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a task ends."""
+
+    status: str
+    reason: str = ""
+    own: bool = False
+    """It is decided already; otherwise it is to be decided so."""
+
+
+async def ending(transport: Transport, subjects: Subjects, body: TaskBody) -> Ending | None:
+    """Whether the task has to end, as its own slot and its parent's say. The second is read only if there is one."""
+    master = body.master_id
+    if not master:
+        return _own(await slot.read(transport, subjects, body.task_id))
+    mine, parents = await asyncio.gather(
+        slot.read(transport, subjects, body.task_id), slot.read(transport, subjects, master)
+    )
+    return _own(mine) or _inherited(parents)
+
+
+async def prompt(transport: Transport, subjects: Subjects, task_id: str) -> None:
+    """Have those who work on the task, or on what belongs to it, look at its slot now."""
+    await transport.publish(subjects.control(CANCEL), task_id.encode())
+
+
+def _own(mine: ResultBody | None) -> Ending | None:
+    return None if mine is None else Ending(mine.status, mine.reason, own=True)
+
+
+def _inherited(parent: ResultBody | None) -> Ending | None:
+    if parent is None or parent.status not in ENDED:
+        return None
+    if parent.status == "expired":
+        return Ending("expired", f"its parent, task {parent.task_id}, expired")
+    return Ending("cancelled", f"its parent, task {parent.task_id}")
