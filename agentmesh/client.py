@@ -33,7 +33,6 @@ from agentmesh.errors import (
 from agentmesh.ids import new_id, now
 from agentmesh.memory import Memory
 from agentmesh.messages import Event, Message, Request, Task, wire_name
-from agentmesh.orders import Orders
 from agentmesh.refs import AgentRef
 from agentmesh.registry import AgentInfo
 from agentmesh.streaming import WINDOW, StreamReader
@@ -402,30 +401,6 @@ class Client:
         return self.tasks.map(
             task_type, items, to=to, limit=limit, on_error=on_error, priority=priority, source=self.identity
         )
-
-    # ------------------------------------------------------------ standing orders
-    async def pause(self, agent: str, *, reason: str = "") -> list[str]:
-        """Have an agent take nothing new, wherever it runs and whenever it starts, until `resume`.
-
-        What it is handling is finished, and so is what waits in its mailbox. Tasks and durable events wait; requests
-        and other events are refused with `AgentPausedError`.
-
-        Returns:
-            The nodes that hold to it already; others do within 5 seconds.
-        """
-        return await Orders(self.transport, self.subjects).pause(agent, by=self.identity, reason=reason)
-
-    async def resume(self, agent: str) -> list[str]:
-        """Take back the pause of an agent; not that of all. Returns the nodes that know already."""
-        return await Orders(self.transport, self.subjects).resume(agent)
-
-    async def pause_all(self, *, reason: str = "") -> list[str]:
-        """Like `pause`, for every agent of the tenant."""
-        return await Orders(self.transport, self.subjects).pause(by=self.identity, reason=reason)
-
-    async def resume_all(self) -> list[str]:
-        """Take back `pause_all`; agents that were paused by name stay paused."""
-        return await Orders(self.transport, self.subjects).resume()
 
     # ------------------------------------------------------------ services
     def memory(self, namespace: str) -> Memory:

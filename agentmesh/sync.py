@@ -195,18 +195,6 @@ class SyncMesh:
     def stop(self, agent: str) -> int:
         return self._thread.run(self._mesh.stop(agent))
 
-    def pause(self, agent: str, *, reason: str = "") -> list[str]:
-        return self._thread.run(self._mesh.pause(agent, reason=reason))
-
-    def resume(self, agent: str) -> list[str]:
-        return self._thread.run(self._mesh.resume(agent))
-
-    def pause_all(self, *, reason: str = "") -> list[str]:
-        return self._thread.run(self._mesh.pause_all(reason=reason))
-
-    def resume_all(self) -> list[str]:
-        return self._thread.run(self._mesh.resume_all())
-
     def agents(self, name: str = "") -> list[AgentInfo]:
         return self._thread.run(self._mesh.agents(name))
 

@@ -16,14 +16,7 @@ if TYPE_CHECKING:
 commands = Commands()
 PANEL = "Watch and steer"
 
-_STATES = {
-    "ready": "green",
-    "starting": "yellow",
-    "restarting": "yellow",
-    "stopping": "yellow",
-    "paused": "yellow",
-    "failed": "red",
-}
+_STATES = {"ready": "green", "starting": "yellow", "restarting": "yellow", "stopping": "yellow", "failed": "red"}
 
 
 @commands.command(

@@ -28,7 +28,7 @@ deadline: what is not done by then is `expired`, whether it waits or runs.
 from agentmesh.tasks.batch import Batch, Finished
 from agentmesh.tasks.client import TaskClient
 from agentmesh.tasks.context import TaskContext
-from agentmesh.tasks.dead import bury_message, keep_event
+from agentmesh.tasks.dead import bury_message
 from agentmesh.tasks.dispatch import Dispatcher
 from agentmesh.tasks.job import Chunk, Job, JobEvent, Progress, Restarted
 from agentmesh.tasks.status import TaskStatus
@@ -53,5 +53,4 @@ __all__ = [
     "TaskStatus",
     "TaskWorker",
     "bury_message",
-    "keep_event",
 ]

@@ -17,7 +17,6 @@ from agentmesh.errors import (
     TaskDeadError,
     TaskExpiredError,
     TaskFailedError,
-    error_from_wire,
 )
 from agentmesh.messages import Task
 from agentmesh.streams import StreamEvent, StreamReader
@@ -87,7 +86,6 @@ class Job(Generic[R]):
 
         Raises:
             TaskFailedError: Decided `failed`: over its time limit, or a result that cannot be stored.
-            BudgetExceededError, CallDepthError: Decided `failed`, because its call tree used up what it was given.
             TaskDeadError: Given up, see its dead letter.
             TaskCancelledError: Cancelled.
             TaskExpiredError: Not done by its deadline.
@@ -153,10 +151,7 @@ class Job(Generic[R]):
             raise TaskExpiredError(self.id, body.reason)
         if body.status == "dead":
             raise TaskDeadError(self.id, body.reason)
-        failure = TaskFailedError(self.id, body.reason or body.status)
-        if body.error is None:
-            raise failure
-        raise error_from_wire(body.error, self.id) from failure
+        raise TaskFailedError(self.id, body.reason or body.status)
 
 
 class _Attempts:
