@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -33,11 +33,12 @@ from agentmesh.errors import (
 from agentmesh.ids import new_id, now
 from agentmesh.memory import Memory
 from agentmesh.messages import Event, Message, Request, Task, wire_name
+from agentmesh.orders import Orders
 from agentmesh.refs import AgentRef
 from agentmesh.registry import AgentInfo
 from agentmesh.streaming import WINDOW, StreamReader
 from agentmesh.subjects import Subjects
-from agentmesh.tasks import Batch, Job, TaskClient
+from agentmesh.tasks import Batch, Job, Schedule, Schedules, TaskClient
 from agentmesh.tasks.spending import charge
 from agentmesh.tooling import ToolClient
 from agentmesh.transport import Inbox, Transport, is_no_responders
@@ -339,6 +340,8 @@ class Client:
         task_id: str | None = None,
         priority: str | None = None,
         deadline: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
         detached: bool = False,
         budget: Budget | None = None,
     ) -> Job[R]:
@@ -352,7 +355,9 @@ class Client:
             to: The agent; None lets the supervisor find one that takes this type of task.
             task_id: Your id, to make repeating safe: a second submit of the same id runs nothing again.
             priority: `high`, `normal` or `low`; None takes the task's own.
-            deadline: Seconds from now; a task that is not done by then is decided `expired`.
+            deadline: Seconds from now, or from when it is due; a task that is not done by then is decided `expired`.
+            delay: Seconds until it is due. It can be cancelled before, and its id is known at once.
+            at: When it is due, with a time zone; instead of `delay`.
             detached: It inherits no deadline, and goes on when the handler that submits it is cancelled.
             budget: What it, and all that follows from it, may use.
 
@@ -360,6 +365,7 @@ class Client:
             QueueFullError: Not accepted.
             BudgetExceededError: Not accepted: a budget is used up.
             CallDepthError: Not accepted: too deep a chain of handlers.
+            InvalidScheduleError: Not accepted: `at` is in the past, and the like.
             PublishTimeoutError: Unknown; submit again with the same id.
         """
         return await self.tasks.submit(
@@ -368,10 +374,63 @@ class Client:
             task_id=task_id,
             priority=priority,
             deadline=deadline,
+            delay=delay,
+            at=at,
             source=self.identity,
             detached=detached,
             budget=budget,
         )
+
+    async def schedule(
+        self,
+        task: Task[Any],
+        *,
+        every: float | None = None,
+        cron: str | None = None,
+        tz: str | None = None,
+        schedule_id: str = "",
+        to: str | None = None,
+        priority: str | None = None,
+        deadline: float | None = None,
+        replace: bool = False,
+    ) -> Schedule:
+        """Submit a task again and again, each time with an id of its own: `<schedule_id>-<time>`.
+
+        The broker keeps the schedule and fires it. Scheduling the same once more changes nothing, so a program may
+        do it whenever it starts.
+
+        Args:
+            task: What to do.
+            every: Whole seconds between firings, 1 or more; the first is that long from now.
+            cron: Six fields, seconds first: `0 30 9 * * MON-FRI`; or `@hourly`, `@daily` and the like.
+            tz: Time zone of `cron`, such as `Europe/Berlin`; UTC unless given.
+            schedule_id: Your id, up to 44 characters, by which it is found again; a new one unless given.
+            to: The agent; None lets the supervisor find one each time.
+            priority: As in `submit`.
+            deadline: Seconds after each firing; a task that is not done by then is decided `expired`.
+            replace: Change a schedule of that id that says something else. A paused one stays paused.
+
+        Raises:
+            InvalidScheduleError: Such a time cannot be; nothing was scheduled.
+            DuplicateScheduleError: There is another schedule of that id, and `replace` is false.
+        """
+        return await self.tasks.schedule(
+            task,
+            every=every,
+            cron=cron,
+            tz=tz,
+            schedule_id=schedule_id,
+            to=to,
+            priority=priority,
+            deadline=deadline,
+            replace=replace,
+            source=self.identity,
+        )
+
+    @property
+    def schedules(self) -> Schedules:
+        """What is scheduled: list, pause, resume and remove by id."""
+        return self.tasks.schedules
 
     def job(self, task_id: str, task_type: type[Task[R]] | None = None) -> Job[R]:
         """A handle on a task submitted earlier, also by another process; without its type the result is plain data."""
@@ -401,6 +460,30 @@ class Client:
         return self.tasks.map(
             task_type, items, to=to, limit=limit, on_error=on_error, priority=priority, source=self.identity
         )
+
+    # ------------------------------------------------------------ standing orders
+    async def pause(self, agent: str, *, reason: str = "") -> list[str]:
+        """Have an agent take nothing new, wherever it runs and whenever it starts, until `resume`.
+
+        What it is handling is finished, and so is what waits in its mailbox. Tasks and durable events wait; requests
+        and other events are refused with `AgentPausedError`.
+
+        Returns:
+            The nodes that hold to it already; others do within 5 seconds.
+        """
+        return await Orders(self.transport, self.subjects).pause(agent, by=self.identity, reason=reason)
+
+    async def resume(self, agent: str) -> list[str]:
+        """Take back the pause of an agent; not that of all. Returns the nodes that know already."""
+        return await Orders(self.transport, self.subjects).resume(agent)
+
+    async def pause_all(self, *, reason: str = "") -> list[str]:
+        """Like `pause`, for every agent of the tenant."""
+        return await Orders(self.transport, self.subjects).pause(by=self.identity, reason=reason)
+
+    async def resume_all(self) -> list[str]:
+        """Take back `pause_all`; agents that were paused by name stay paused."""
+        return await Orders(self.transport, self.subjects).resume()
 
     # ------------------------------------------------------------ services
     def memory(self, namespace: str) -> Memory:

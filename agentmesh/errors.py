@@ -29,6 +29,8 @@
     │   ├── NoHandlerError
     │   ├── MailboxFullError
     │   ├── AgentStoppedError
+    │   ├── AgentPausedError            … by somebody; nothing was done
+    │   ├── QuarantinedError            messages like this one ended the agent again and again
     │   ├── DeadlineExceededError
     │   ├── StreamIdleError
     │   ├── StreamGapError
@@ -422,6 +424,35 @@ class AgentStoppedError(DeliveryError):
 
     def __str__(self) -> str:
         return f"agent {self.agent!r} stopped before it answered"
+
+
+class AgentPausedError(DeliveryError):
+    """Somebody paused the agent; tasks and durable events wait, requests and other events are refused."""
+
+    def __init__(self, agent: str, reason: str = "") -> None:
+        super().__init__(agent, reason)
+        self.agent = agent
+        self.reason = reason
+
+    def __str__(self) -> str:
+        why = f" ({self.reason})" if self.reason else ""
+        return f"agent {self.agent!r} is paused{why}; go on with: agentmesh resume {self.agent}"
+
+
+class QuarantinedError(DeliveryError):
+    """Messages like this one ended the agent again and again; they are refused for a time."""
+
+    def __init__(self, agent: str, message_type: str, quarantine_id: str) -> None:
+        super().__init__(agent, message_type, quarantine_id)
+        self.agent = agent
+        self.message_type = message_type
+        self.quarantine_id = quarantine_id
+
+    def __str__(self) -> str:
+        return (
+            f"this {self.message_type} ended agent {self.agent!r} again and again and is refused; "
+            f"let it in with: agentmesh quarantine release {self.quarantine_id}"
+        )
 
 
 class DeadlineExceededError(DeliveryError):

@@ -13,7 +13,7 @@ import importlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,9 +21,12 @@ import msgspec
 
 from agentmesh import registry
 from agentmesh.agent import Agent, AgentCell, CellOptions
+from agentmesh.agent.barrier import Barrier
 from agentmesh.agent.durable import DurableMailbox
 from agentmesh.client import CANCEL, Client
+from agentmesh.crashes import Crashes
 from agentmesh.errors import AgentMeshError, AgentStoppedError, ConfigError
+from agentmesh.orders import StandingOrders
 from agentmesh.presence import Heart
 from agentmesh.registry import AgentInfo, MessageInfo, near_misses
 from agentmesh.supervisor import ChildSpec, Exit, RestartPolicy, Supervisor
@@ -38,6 +41,9 @@ OVERDUE_PERIOD = 0.25
 
 REPLACE_GRACE = 5.0
 """Seconds an agent gets to finish when another one takes its name and replica number."""
+
+REPORT_TIMEOUT = 1.0
+"""Seconds that a stopping host gives itself to write crash reports."""
 
 BLOCKED = 1.0
 """Seconds the event loop must stand still to be worth a warning."""
@@ -60,6 +66,17 @@ class Hosted:
         self._durable: DurableMailbox | None = None
         self._registered: Service | None = None
         self._stopped = False
+        cell.on_crash = lambda crash: host.crashes.crashed(cell, crash)
+        self.obey()
+
+    def obey(self) -> None:
+        """Hold to the standing orders."""
+        cell, orders = self.cell, self._host.orders
+        pause, quarantines = orders.pause_of(cell.name), orders.quarantined(cell.name)
+        cell.barrier = Barrier(cell.name, pause, quarantines) if pause or quarantines else None
+        for feed in (self._worker, self._durable):
+            if feed is not None:
+                feed.pause() if pause else feed.resume()
 
     async def start(self) -> Hosted:
         """Start, or start again after a failure: a new instance, the same mailbox."""
@@ -74,10 +91,13 @@ class Hosted:
             self._durable = await self._fed_by(DurableMailbox(cell))
         if self._registered is None:
             self._registered = self._host.services.add(self._service())
+        self.obey()  # what changed while it was starting
         return self
 
     async def _fed_by(self, feed: F) -> F:
         try:
+            if self._host.orders.pause_of(self.cell.name):
+                feed.pause()
             await feed.start()
             if self._stopped:  # in the middle of this
                 raise AgentStoppedError(self.cell.name)
@@ -140,7 +160,7 @@ class Hosted:
             name=cell.name,
             node=self._host.node,
             replica=cell.replica,
-            state=cell.state,
+            state="paused" if cell.state == "ready" and cell.barrier and cell.barrier.pause else cell.state,
             mailbox=len(cell.mailbox),
             in_flight=cell.in_flight,
             handled=cell.counters.handled,
@@ -206,6 +226,8 @@ class Host:
         self.services = client.transport.services
         self.on_escalation: Callable[[str, BaseException], None] | None = None
         self._policy = policy or RestartPolicy()
+        self.orders = StandingOrders(client.transport, client.subjects, node, self._obey)
+        self.crashes = Crashes(client, node, self.orders)
         self._hosted: dict[tuple[str, int], Hosted] = {}
         self._closed = False
         self._broken: dict[str, AgentInfo] = {}
@@ -220,9 +242,15 @@ class Host:
             await transport.subscribe(subjects.control(registry.WHO), self._on_who),
             await transport.subscribe(subjects.control(CANCEL), self._on_cancel),
         ]
+        await self.orders.start()
         await self.services.start()
         await self.heart.start()
         self._overdue = asyncio.get_running_loop().create_task(self._watch_overdue(), name="overdue requests")
+
+    def _obey(self) -> None:
+        for hosted in self._hosted.values():
+            hosted.obey()
+            self._later(self.announce(hosted))
 
     async def spawn(
         self,
@@ -267,6 +295,7 @@ class Host:
     def _gave_up(self, hosted: Hosted, error: BaseException) -> None:
         log.error("%s stays down: %s", hosted.cell.name, error)
         hosted.cell.state, hosted.cell.problem = "failed", str(error)
+        self.crashes.gave_up(hosted.cell, error)
         if self.on_escalation is not None:
             self.on_escalation(hosted.cell.name, error)
 
@@ -307,9 +336,11 @@ class Host:
         await self.heart.stop()
         if self._overdue is not None:
             self._overdue.cancel()
+        await self.orders.stop()
         for subscription in self._subscriptions:
             await subscription.unsubscribe()
         self._subscriptions.clear()
+        await self.crashes.flush(REPORT_TIMEOUT if self.client.transport.is_connected else 0.0)
 
     def infos(self, name: str = "", brief: bool = False) -> list[AgentInfo]:
         """The replicas here."""
@@ -348,7 +379,10 @@ class Host:
                 self._answer(message.reply, part)
 
     def _answer(self, subject: str, data: bytes) -> None:
-        answer = asyncio.get_running_loop().create_task(self.client.transport.publish(subject, data))
+        self._later(self.client.transport.publish(subject, data))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        answer = asyncio.get_running_loop().create_task(work)
         self._answers.add(answer)
         answer.add_done_callback(self._answered)
 

@@ -1,6 +1,7 @@
 """What `agentmesh up` runs as processes, inside this one: for notebooks, scripts and tests without a running mesh.
 
-An embedded broker, the dispatcher that routes tasks sent without an address, and the memory service.
+An embedded broker, the dispatcher that routes tasks sent without an address, the mover that takes due tasks into their
+queues, and the memory service.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from agentmesh import registry
 from agentmesh.broker import BrokerOptions, EmbeddedBroker
 from agentmesh.subjects import Subjects
-from agentmesh.tasks import Dispatcher
+from agentmesh.tasks import Dispatcher, Mover
 from agentmesh.transport import Transport
 
 
@@ -29,6 +30,7 @@ class LocalServices:
         self._folder = Path(self._temporary.name) if self._temporary is not None else Path(store or ".")
         self._broker: EmbeddedBroker | None = None
         self._dispatcher: Dispatcher | None = None
+        self._mover: Mover | None = None
         self._memory: Any = None
 
     async def start_broker(self) -> str:
@@ -38,9 +40,10 @@ class LocalServices:
         return self._broker.url
 
     async def start_services(self, transport: Transport, subjects: Subjects) -> None:
-        """Start the dispatcher and the memory service."""
-        self._dispatcher = dispatcher(transport, subjects)
+        """Start the dispatcher, the mover and the memory service."""
+        self._dispatcher, self._mover = dispatcher(transport, subjects), Mover(transport, subjects)
         await self._dispatcher.start()
+        await self._mover.start()
         # By name: the memory service is a layer outside the core, which must not depend on it.
         service = importlib.import_module("agentmesh.memory_store")
         self._memory = service.MemoryService(transport, self._folder / "memory.db", tenants=[subjects.tenant])
@@ -49,8 +52,9 @@ class LocalServices:
     async def stop_services(self) -> None:
         """Stop what `start_services` started."""
         try:
-            if self._dispatcher is not None:
-                await self._dispatcher.stop()
+            for chore in (self._mover, self._dispatcher):
+                if chore is not None:
+                    await chore.stop()
         finally:
             if self._memory is not None:
                 await self._memory.stop()

@@ -18,6 +18,7 @@ The reply type is part of the message class, so type checkers know what `ask` re
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Generic, TypeVar
@@ -37,10 +38,18 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     _wire_name: ClassVar[str] = ""
+    _redacted: ClassVar[frozenset[str]] = frozenset()
 
-    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
-        """`name` is the type's name on the wire; by default the class name."""
+    def __init_subclass__(cls, *, name: str | None = None, redact: Iterable[str] = (), **kwargs: Any) -> None:
+        """Class keywords.
+
+        Args:
+            name: The type's name on the wire; by default the class name.
+            redact: Fields whose values are left out of crash reports; those of base classes are too.
+            kwargs: For pydantic.
+        """
         super().__init_subclass__(**kwargs)
+        cls._redacted = cls._redacted | ({redact} if isinstance(redact, str) else frozenset(redact))
         # `Request[str]` is itself a class, made by subscription; it is no message of the user's and has no wire name.
         cls._wire_name = token("message type", name or cls.__name__) if "[" not in cls.__name__ else ""
 

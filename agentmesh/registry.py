@@ -41,7 +41,7 @@ class AgentInfo(msgspec.Struct, omit_defaults=True):
     node: str
     replica: int = 1
     state: str = "ready"
-    """`starting`, `ready`, `restarting`, `stopping`, `failed` or `stopped`."""
+    """`starting`, `ready`, `paused`, `restarting`, `stopping`, `failed` or `stopped`."""
     description: str = ""
     messages: list[MessageInfo] = []
     mailbox: int = 0

@@ -21,6 +21,7 @@ RPC subjects and stream subjects never overlap: a stream that captures an RPC su
 | ai.stream.T.<stream_id>                | progress, chunks; republished to ai.stream.live.T.<stream_id>  | STREAMS |
 | ai.agent.events.T.<kind>.<name>        | what happened: crashes, terminations, quarantines              | EVENTS  |
 | ai.agent.control.T.<what>              | control: prompts, never trusted alone                          |         |
+| $KV.mesh_state.T.<kind>.<name>         | standing orders (stream `KV_mesh_state`): pauses, quarantines   | KV      |
 | $KV.mesh_lease.T.<name>                | who has a lease (stream `KV_mesh_lease`); ends by its TTL       | KV      |
 | ai.agent.memory.T[.<op>]               | memory service                                                 |         |
 | ai.agent.tools.T[.<tool>]              | tool executors                                                 |         |
@@ -187,6 +188,14 @@ class Subjects:
 
     def node_control(self, node: str) -> str:
         return f"ai.agent.control.{self.tenant}.node.{token('node', node)}"
+
+    # -- standing orders
+    def order(self, kind: str, name: str) -> str:
+        return f"$KV.mesh_state.{self.tenant}.{token('kind', kind)}.{token('name', name)}"
+
+    def orders(self, kind: str = "*") -> str:
+        """For reading: all, or those of one kind."""
+        return f"$KV.mesh_state.{self.tenant}.{kind if kind == '*' else token('kind', kind)}.*"
 
     # -- leases
     def lease(self, name: str) -> str:

@@ -14,6 +14,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 from agentmesh.budgets import Budget
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from agentmesh.agent import Agent
     from agentmesh.mesh import ConnectOptions, Mesh
-    from agentmesh.tasks import Job
+    from agentmesh.tasks import Job, Schedule, ScheduleInfo
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -122,6 +123,39 @@ class SyncJob(Generic[R]):
         return _pulled(self._thread, aiter(self._job))
 
 
+class SyncSchedule:
+    """A schedule, for plain code."""
+
+    def __init__(self, thread: LoopThread, schedule: Schedule) -> None:
+        self._thread = thread
+        self._schedule = schedule
+        self.id = schedule.id
+
+    def __repr__(self) -> str:
+        return f"Sync{self._schedule!r}"
+
+    @property
+    def info(self) -> ScheduleInfo:
+        """What it was when it was used last."""
+        return self._schedule.info
+
+    def pause(self) -> None:
+        """See `Schedules.pause`."""
+        self._thread.run(self._schedule.pause())
+
+    def resume(self) -> None:
+        """See `Schedules.resume`."""
+        self._thread.run(self._schedule.resume())
+
+    def remove(self) -> None:
+        """See `Schedules.remove`."""
+        self._thread.run(self._schedule.remove())
+
+    def next_runs(self, count: int = 5) -> list[datetime]:
+        """See `ScheduleInfo.next_runs`."""
+        return self._schedule.next_runs(count)
+
+
 class SyncMesh:
     """`Mesh` without `await`. Every method is the one of the same name there, and blocks.
 
@@ -162,10 +196,44 @@ class SyncMesh:
         task_id: str | None = None,
         priority: str | None = None,
         deadline: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
         budget: Budget | None = None,
     ) -> SyncJob[R]:
-        work = self._mesh.submit(task, to=to, task_id=task_id, priority=priority, deadline=deadline, budget=budget)
+        work = self._mesh.submit(
+            task, to=to, task_id=task_id, priority=priority, deadline=deadline, delay=delay, at=at, budget=budget
+        )
         return SyncJob(self._thread, self._thread.run(work))
+
+    def schedule(
+        self,
+        task: Task[Any],
+        *,
+        every: float | None = None,
+        cron: str | None = None,
+        tz: str | None = None,
+        schedule_id: str = "",
+        to: str | None = None,
+        priority: str | None = None,
+        deadline: float | None = None,
+        replace: bool = False,
+    ) -> SyncSchedule:
+        work = self._mesh.schedule(
+            task,
+            every=every,
+            cron=cron,
+            tz=tz,
+            schedule_id=schedule_id,
+            to=to,
+            priority=priority,
+            deadline=deadline,
+            replace=replace,
+        )
+        return SyncSchedule(self._thread, self._thread.run(work))
+
+    def schedules(self) -> list[ScheduleInfo]:
+        """See `Schedules.ls`."""
+        return self._thread.run(self._mesh.schedules.ls())
 
     def job(self, task_id: str, task_type: type[Task[R]] | None = None) -> SyncJob[R]:
         async def make() -> Job[R]:
@@ -194,6 +262,18 @@ class SyncMesh:
 
     def stop(self, agent: str) -> int:
         return self._thread.run(self._mesh.stop(agent))
+
+    def pause(self, agent: str, *, reason: str = "") -> list[str]:
+        return self._thread.run(self._mesh.pause(agent, reason=reason))
+
+    def resume(self, agent: str) -> list[str]:
+        return self._thread.run(self._mesh.resume(agent))
+
+    def pause_all(self, *, reason: str = "") -> list[str]:
+        return self._thread.run(self._mesh.pause_all(reason=reason))
+
+    def resume_all(self) -> list[str]:
+        return self._thread.run(self._mesh.resume_all())
 
     def agents(self, name: str = "") -> list[AgentInfo]:
         return self._thread.run(self._mesh.agents(name))

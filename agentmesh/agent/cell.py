@@ -16,10 +16,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from agentmesh import codec
 from agentmesh.agent.answers import Answers
+from agentmesh.agent.barrier import Barrier
 from agentmesh.agent.declare import Agent, Behaviour, behaviour, check_settings
 from agentmesh.agent.handling import Handling, context_of
 from agentmesh.agent.letter import CellOptions, Counters, Letter
@@ -57,6 +59,15 @@ GONE_LIMIT = 10_000
 """Requests given up by their askers that are remembered while messages wait."""
 
 
+@dataclass(frozen=True)
+class Crash:
+    """Why a life ended, or could not begin."""
+
+    error: BaseException
+    letter: Letter | None = None
+    """The event whose handler failed."""
+
+
 class AgentCell:
     """See the module.
 
@@ -80,6 +91,7 @@ class AgentCell:
         self.replica = chosen.replica
         self.concurrency = _either(chosen.concurrency, agent_class.concurrency)
         self.prefetch = _either(chosen.prefetch, agent_class.prefetch)
+        self.quarantine_after = agent_class.quarantine_after
         self.restart_type = _either(chosen.restart, agent_class.restart)
         size = _either(chosen.mailbox_size, agent_class.mailbox_size)
         overflow = _either(chosen.overflow, agent_class.overflow)
@@ -92,6 +104,10 @@ class AgentCell:
         self.counters = Counters()
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         """Set when this life has failed, or the next one could not begin; another one after each restart."""
+        self.on_crash: Callable[[Crash], None] = lambda crash: None
+        """Called when a life has failed, or the next one could not begin; must not block."""
+        self.barrier: Barrier | None = None
+        """What is refused at present besides what does not fit; None: nothing."""
         self._factory = factory
         self._answers = Answers(self.client.transport, self.name)
         self._handling = Handling(self.client.transport, self.client.tasks, self.name, self._answers, self.counters)
@@ -180,6 +196,8 @@ class AgentCell:
         except (Exception, SystemExit) as error:  # user code: reported, and the supervisor decides
             self.state, self.problem = "failed", f"{type(error).__name__}: {error}"
             self.failed.set_result(error)
+            if self._lives > 1 and not self._stopping:
+                self.on_crash(Crash(error))
             if isinstance(error, SystemExit):
                 raise RemoteError(self.name, "SystemExit", str(error)) from error
             raise
@@ -292,6 +310,9 @@ class AgentCell:
         if self._over:
             self._refuse(letter, AgentStoppedError(self.name))
             return
+        if self.barrier is not None and (why := self.barrier.refusal(letter)) is not None:
+            self._refuse(letter, why)
+            return
         inside, refused = self.mailbox.put(letter)
         if refused is not None:
             self._refuse(refused, MailboxFullError(self.name, self.mailbox.capacity))
@@ -348,15 +369,21 @@ class AgentCell:
                     self._wake()
                 life.workers[worker] = letter
                 if (letter.envelope.deadline is None and not self._gone) or not self._is_in_vain(letter):
-                    failure = await self._handling.process(letter, life.instance, worker)
-                    if failure is not None:
-                        self._fail(life, *failure)
+                    await self._handle(letter, life, worker)
                 life.workers[worker] = None
             if self._gone and not len(self.mailbox):
                 self._gone.clear()
         finally:
             del life.workers[worker]
             self._release(life)
+
+    async def _handle(self, letter: Letter, life: Life, worker: asyncio.Task[None]) -> None:
+        if self.barrier is not None and (why := self.barrier.poison(letter)) is not None:
+            self._refuse(letter, why)  # it came before its kind was quarantined
+            return
+        failure = await self._handling.process(letter, life.instance, worker)
+        if failure is not None:
+            self._fail(life, letter, *failure)
 
     def _is_in_vain(self, letter: Letter) -> bool:
         """Whether nobody waits for the answer any more."""
@@ -451,7 +478,7 @@ class AgentCell:
                 log.warning("%s: %s was cancelled at its deadline", self.name, letter.envelope.message_type)
 
     # ------------------------------------------------------------ failure
-    def _fail(self, life: Life, error: BaseException, message: Message) -> None:
+    def _fail(self, life: Life, letter: Letter, error: BaseException, message: Message) -> None:
         """An event handler failed and nobody waits for an answer: the supervisor is told, and starts a new life."""
         if life.over:
             return
@@ -459,6 +486,7 @@ class AgentCell:
         self.problem = f"{type(error).__name__}: {error}"
         if not self._stopping:
             self.state = "restarting"
+        self.on_crash(Crash(error, letter))
         if not self.failed.done():
             self.failed.set_result(error)
 

@@ -142,6 +142,9 @@ class Agent:
     restart: ClassVar[str] = "permanent"
     """When its supervisor restarts it: `permanent` always, `transient` after a failure, `temporary` never."""
 
+    quarantine_after: ClassVar[int] = 3
+    """How often an event with the same content may end the agent before it is refused for an hour; 0: never refused."""
+
     mesh: Client
     """The mesh as this agent sees it: tell, ask, stream, publish, submit, map."""
     memory: Memory

@@ -14,6 +14,7 @@ from agentmesh import codec
 from agentmesh.agent.cell import AgentCell
 from agentmesh.errors import AgentMeshError, AgentStoppedError, BrokerError, NoHandlerError, Reject, Retry
 from agentmesh.messages import TaskPolicy
+from agentmesh.orders import Orders
 from agentmesh.tasks import bury_message
 from agentmesh.tasks.layout import ACK_WAIT, MAILBOX, mailbox_consumer
 from agentmesh.transport import Delivery, PullConsumer
@@ -21,6 +22,9 @@ from agentmesh.transport import Delivery, PullConsumer
 log = logging.getLogger("agentmesh.agent")
 
 POLICY = TaskPolicy(max_attempts=5)
+
+DEATHS = 3
+"""How often a redelivered event may be begun and not settled, because the process ended, before it is given up."""
 
 LAST_WORDS = 1.0
 """Seconds beyond its grace in which a stop waits for the event at hand to be given back."""
@@ -36,9 +40,24 @@ class DurableMailbox:
         self._cell = cell
         self._transport = cell.client.transport
         self._subjects = cell.client.subjects
+        self._orders = Orders(cell.client.transport, cell.client.subjects)
         self._loop: asyncio.Task[None] | None = None
         self._pull: PullConsumer | None = None
         self._stopping = False
+        self._may_go_on = asyncio.Event()
+        self._may_go_on.set()
+
+    def pause(self) -> None:
+        """Deliver nothing more until `resume`; the event at hand is finished."""
+        self._may_go_on.clear()
+        if self._pull is not None:
+            self._pull.disarm()
+
+    def resume(self) -> None:
+        """Deliver again."""
+        self._may_go_on.set()
+        if self._pull is not None:
+            self._pull.ready.set()
 
     async def start(self) -> None:
         """Begin to deliver."""
@@ -52,6 +71,7 @@ class DurableMailbox:
     async def stop(self, grace: float) -> None:
         """Deliver no more. The event at hand is settled, or given back by the stop of the cell within `grace`."""
         self._stopping = True
+        self._may_go_on.set()
         if self._pull is not None:
             self._pull.ready.set()
         if self._loop is not None:
@@ -63,6 +83,7 @@ class DurableMailbox:
     async def _run(self, pull: PullConsumer) -> None:
         while not self._stopping:
             try:
+                await self._may_go_on.wait()
                 pull.arm()
                 await pull.ready.wait()
                 pull.ready.clear()
@@ -74,8 +95,12 @@ class DurableMailbox:
 
     async def _deliver(self, delivery: Delivery) -> None:
         """Have one event handled, with signs of life to the broker, and settle it."""
-        if self._stopping:
+        if self._stopping or not self._may_go_on.is_set():
             await self._transport.nak(delivery)
+            return
+        if delivery.attempt > 1 and await self._orders.strike(_strike(delivery)) > DEATHS:
+            await self._bury(delivery, f"the process that handled it ended before it did, {DEATHS} times or more")
+            await self._orders.forgive(_strike(delivery))
             return
         work = asyncio.get_running_loop().create_task(self._handle(delivery), name=f"event {self._cell.name}")
         try:
@@ -84,6 +109,8 @@ class DurableMailbox:
         finally:
             work.cancel()
         await self._settle(delivery, "it was cancelled" if work.cancelled() else work.exception())
+        if delivery.attempt > 1:
+            await self._orders.forgive(_strike(delivery))
 
     async def _handle(self, delivery: Delivery) -> None:
         try:
@@ -114,6 +141,11 @@ class DurableMailbox:
     async def _bury(self, delivery: Delivery, reason: str) -> None:
         log.error("%s: durable event is a dead letter: %s", self._cell.name, reason)
         await bury_message(self._transport, self._subjects, delivery, reason)
+
+
+def _strike(delivery: Delivery) -> str:
+    """Under which name it is counted that the event was begun."""
+    return f"event-{delivery.sequence}"
 
 
 def _told(problem: BaseException | str) -> str:

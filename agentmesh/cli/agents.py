@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 commands = Commands()
 PANEL = "Watch and steer"
 
-_STATES = {"ready": "green", "starting": "yellow", "restarting": "yellow", "stopping": "yellow", "failed": "red"}
+_STATES = {
+    "ready": "green",
+    "starting": "yellow",
+    "restarting": "yellow",
+    "stopping": "yellow",
+    "paused": "yellow",
+    "failed": "red",
+}
 
 
 @commands.command(

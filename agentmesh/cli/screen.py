@@ -30,7 +30,7 @@ class _Shown:
 
     @property
     def ready(self) -> int:
-        return sum(state == "ready" for state in self.states.values())
+        return sum(state in ("ready", "paused") for state in self.states.values())
 
     @property
     def state(self) -> str:

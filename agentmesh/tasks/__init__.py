@@ -23,14 +23,18 @@ deadline: what is not done by then is `expired`, whether it waits or runs.
 | `history`  | failed attempts and give-backs                                           |
 | `dead`     | dead letters                                                             |
 | `dispatch` | from the door to the queue of an agent                                   |
+| `schedules`| delayed and repeating tasks; `when` checks the times                     |
+| `mover`    | from what is due to the queue of an agent                                |
 """
 
 from agentmesh.tasks.batch import Batch, Finished
 from agentmesh.tasks.client import TaskClient
 from agentmesh.tasks.context import TaskContext
-from agentmesh.tasks.dead import bury_message
+from agentmesh.tasks.dead import bury_message, keep_event
 from agentmesh.tasks.dispatch import Dispatcher
 from agentmesh.tasks.job import Chunk, Job, JobEvent, Progress, Restarted
+from agentmesh.tasks.mover import Mover
+from agentmesh.tasks.schedules import Schedule, ScheduleInfo, Schedules
 from agentmesh.tasks.status import TaskStatus
 from agentmesh.tasks.wire import DeadBody, Failure, ResultBody
 from agentmesh.tasks.worker import Running, TaskWorker
@@ -44,13 +48,18 @@ __all__ = [
     "Finished",
     "Job",
     "JobEvent",
+    "Mover",
     "Progress",
     "Restarted",
     "ResultBody",
     "Running",
+    "Schedule",
+    "ScheduleInfo",
+    "Schedules",
     "TaskClient",
     "TaskContext",
     "TaskStatus",
     "TaskWorker",
     "bury_message",
+    "keep_event",
 ]

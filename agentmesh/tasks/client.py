@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 from agentmesh.budgets import Budget
@@ -17,11 +18,13 @@ from agentmesh.tasks.dead import DeadLetters
 from agentmesh.tasks.job import Job
 from agentmesh.tasks.layout import MAILBOX_LIMIT, MAX_BODY, QUEUE_LIMIT, ensure_streams
 from agentmesh.tasks.lineage import prompt
+from agentmesh.tasks.schedules import Schedule, Schedules
 from agentmesh.tasks.spending import charge
 from agentmesh.tasks.status import Statuses, TaskStatus
 from agentmesh.tasks.submission import Wishes, make_body
 from agentmesh.tasks.watch import Results
-from agentmesh.tasks.wire import DeadBody, Failure, ResultBody, encode
+from agentmesh.tasks.when import When, once, repeating
+from agentmesh.tasks.wire import DeadBody, Failure, ResultBody, TaskBody, encode
 from agentmesh.transport import Transport
 
 R = TypeVar("R")
@@ -45,6 +48,7 @@ class TaskClient:
         self.subjects = subjects
         self.results = Results(transport, subjects)
         self.dead = DeadLetters(transport, subjects)
+        self.schedules = Schedules(transport, subjects)
         self._statuses = Statuses(transport, subjects)
         self._ready = False
         self._ensuring = asyncio.Lock()
@@ -66,6 +70,8 @@ class TaskClient:
         task_id: str | None = None,
         priority: str | None = None,
         deadline: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
         source: str = "",
         trace_id: str = "",
         detached: bool = False,
@@ -78,7 +84,9 @@ class TaskClient:
             to: The agent, which need not run yet; None lets the dispatcher find one that takes this type.
             task_id: An id of your own: submitted again with it, nothing is run again.
             priority: `high`, `normal` or `low`; None takes the task's own.
-            deadline: Seconds from now; not done by then, it is decided `expired`.
+            deadline: Seconds from now, or from when it is due; not done by then, it is decided `expired`.
+            delay: Seconds until it is due; the broker keeps it until then.
+            at: When it is due, aware; instead of `delay`.
             source: Who submits it.
             trace_id: Of the message that caused it.
             detached: Submitted in a handler, it goes on when that is cancelled, and does not inherit its deadline.
@@ -90,14 +98,18 @@ class TaskClient:
             CallDepthError: Not accepted: too deep a chain of handlers.
             DeadlineExceededError: Not accepted: the deadline of the handler that submits it has passed.
             PayloadTooLargeError: Not accepted: over 512 kB.
+            InvalidScheduleError: Not accepted: `at` is in the past, and the like.
             PublishTimeoutError: Unknown, no confirmation within 30 s; submit it again with the same id.
         """
+        when = None if delay is None and at is None else once(delay, at)
         await self.ensure()
-        body = make_body(
-            self.subjects, task, Wishes(to, task_id, priority, deadline, source, trace_id, detached, budget)
-        )
+        due = None if when is None else when.at
+        wishes = Wishes(to, task_id, priority, deadline, source, trace_id, detached, budget, due)
+        body = make_body(self.subjects, task, wishes)
         if body.budget:
             await charge(self.transport, self.subjects, body.budget)
+        if when is not None:
+            return await self._delay(body, when, type(task))
         data = encode(body)
         if len(data) > MAX_BODY - _HEADERS:
             raise PayloadTooLargeError(len(data), MAX_BODY - _HEADERS)
@@ -113,6 +125,32 @@ class TaskClient:
         if stored.duplicate:
             watch.look_at = 0.0  # it may be decided long since
         return Job(self, watch, type(task), stored.sequence)
+
+    async def _delay(self, body: TaskBody, when: When, task_type: type[Task[R]]) -> Job[R]:
+        watch = self.results.watch(body.task_id, body.deadline, is_new=True)
+        await self.schedules.delay(body, when)
+        return Job(self, watch, task_type)
+
+    async def schedule(
+        self,
+        task: Task[Any],
+        *,
+        every: float | None = None,
+        cron: str | None = None,
+        tz: str | None = None,
+        schedule_id: str = "",
+        to: str | None = None,
+        priority: str | None = None,
+        deadline: float | None = None,
+        replace: bool = False,
+        origin: str = "",
+        source: str = "",
+    ) -> Schedule:
+        """Submit a task again and again. See `Client.schedule`; `origin` is who keeps the schedule up to date."""
+        when = repeating(every, cron, tz)
+        await self.ensure()
+        body = make_body(self.subjects, task, Wishes(to, priority=priority, source=source, detached=True))
+        return await self.schedules.add(body, when, schedule_id, deadline=deadline, replace=replace, origin=origin)
 
     def job(self, task_id: str, task_type: type[Task[R]] | None = None) -> Job[R]:
         """A handle on a task submitted before, here or elsewhere; without its type the result is plain data."""
@@ -149,6 +187,7 @@ class TaskClient:
         verdict = ResultBody(task_id, "cancelled", by=f"cancel:{new_id()}", reason=by)
         decided = await slot.decide(self.transport, self.subjects, verdict)
         await prompt(self.transport, self.subjects, task_id)
+        await self.schedules.drop(task_id)  # should it not be due yet; if it is, its worker looks at the slot
         return decided.status == "cancelled"
 
     async def get(self, task_id: str, *, sequence: int = 0) -> TaskStatus:

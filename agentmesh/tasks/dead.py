@@ -1,8 +1,7 @@
 """Dead letters: tasks and durable events that were given up, with reason and history, kept for 30 days.
 
 Burying is ours, not the broker's: first the copy, then the verdict, then the removal from the queue. A crash in between
-repeats it, with the same effect. Where the verdict comes too late, because the task was cancelled or completed by
-somebody else meanwhile, the copy is taken back: who has a dead letter is dead.
+repeats it, with the same effect.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from agentmesh.codec import SCHEMA_VERSION
+from agentmesh.codec import SCHEMA_VERSION, Envelope
 from agentmesh.errors import AgentMeshError, InvalidMessageError, InvalidNameError, NoSuchTaskError
 from agentmesh.ids import new_id, now
 from agentmesh.subjects import Subjects, token
@@ -55,15 +54,8 @@ async def bury(
         attempt=letter.attempts,
     )
     decided = await slot.decide(transport, subjects, verdict)
-    if decided.status != "dead":
-        await withdraw(transport, subjects, letter.task_id)
     await transport.ack(delivery)
     return decided
-
-
-async def withdraw(transport: Transport, subjects: Subjects, task_id: str) -> None:
-    """Take a dead letter back, if there is one: somebody else decided the task before it could be decided `dead`."""
-    await transport.purge(DEAD, subjects.dead(task_id))
 
 
 async def bury_message(transport: Transport, subjects: Subjects, delivery: Delivery, reason: str) -> None:
@@ -74,6 +66,24 @@ async def bury_message(transport: Transport, subjects: Subjects, delivery: Deliv
     letter.attempts = delivery.attempt
     await _store(transport, subjects, letter)
     await transport.ack(delivery)
+
+
+async def keep_event(
+    transport: Transport, subjects: Subjects, agent: str, envelope: Envelope, reason: str, attempts: int
+) -> None:
+    """Keep an event that was told or published, and that nobody shall handle, as a dead letter."""
+    letter = DeadBody(
+        envelope.message_id,
+        reason[:2000],
+        agent_id=agent,
+        subject=subjects.mailbox(agent),
+        body=msgspec.Raw(encode(envelope)),
+        attempts=attempts,
+        kind="event",
+        timestamp=now(),
+        schema_version=SCHEMA_VERSION,
+    )
+    await _store(transport, subjects, letter)
 
 
 def _letter(delivery: Delivery, reason: str, task_id: str) -> DeadBody:
@@ -141,9 +151,12 @@ class DeadLetters:
             raise InvalidMessageError(f"{task_id} cannot be tried again: {letter.reason}") from error
         document[id_field] = msgspec.Raw(encode(fresh))
         document.pop("deadline", None)
-        await self._transport.publish_durable(
-            letter.subject, encode(document), msg_id=f"{self._subjects.tenant}.{fresh}"
-        )
+        if letter.agent_id and letter.subject == self._subjects.mailbox(letter.agent_id):
+            await self._transport.publish(letter.subject, encode(document))  # it was not durable, and is not now
+        else:
+            await self._transport.publish_durable(
+                letter.subject, encode(document), msg_id=f"{self._subjects.tenant}.{fresh}"
+            )
         await self._transport.delete_message(DEAD, sequence)
         return fresh
 

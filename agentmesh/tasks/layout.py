@@ -161,6 +161,17 @@ BUDGETS_SPEC = StreamSpec(
     description="agentmesh: steps that call trees have taken",
 )
 
+ORDERS = StreamSpec(
+    "KV_mesh_state",
+    ("$KV.mesh_state.>",),
+    discard="new",
+    max_msgs_per_subject=1,
+    max_bytes=64 * _MB,
+    max_msg_size=16 * 1024,
+    allow_msg_ttl=True,
+    description="agentmesh: standing orders: what is paused or quarantined",
+)
+
 _ensured: WeakSet[Transport] = WeakSet()
 _ensured_one: WeakKeyDictionary[Transport, set[str]] = WeakKeyDictionary()
 

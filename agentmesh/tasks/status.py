@@ -13,9 +13,13 @@ from agentmesh.errors import DeliveryError, InvalidMessageError, NoSuchTaskError
 from agentmesh.subjects import Subjects
 from agentmesh.tasks import history, slot
 from agentmesh.tasks.layout import RESULTS, TASKS
-from agentmesh.tasks.wire import Failure, ResultBody, decode_result, decode_task
+from agentmesh.tasks.schedules import Schedules
+from agentmesh.tasks.when import When
+from agentmesh.tasks.wire import Failure, ResultBody, ScheduleBody, decode_result, decode_task
 from agentmesh.tasks.worker import WHERE, Running, WhereQuery
 from agentmesh.transport import StoredMessage, Transport
+
+UNDECIDED = ("scheduled", "waiting", "running")
 
 _PAGE = 500
 _WHERE_TIMEOUT = 0.3
@@ -31,7 +35,7 @@ class TaskStatus:
 
     task_id: str
     state: str
-    """`waiting`, `running`, `completed`, `failed`, `cancelled`, `expired` or `dead`."""
+    """`scheduled` (not due yet), `waiting`, `running`, `completed`, `failed`, `cancelled`, `expired` or `dead`."""
     task_type: str = ""
     agent_id: str = ""
     """Empty while it waits for the dispatcher."""
@@ -45,6 +49,8 @@ class TaskStatus:
     """How long the attempt has been running."""
     submitted_at: datetime | None = None
     decided_at: datetime | None = None
+    due_at: datetime | None = None
+    """When it will be put into its queue, while it is `scheduled`."""
     deadline: datetime | None = None
     reason: str = ""
     """Why it did not complete, or why its last attempt failed."""
@@ -53,7 +59,7 @@ class TaskStatus:
 
     @property
     def is_decided(self) -> bool:
-        return self.state not in ("waiting", "running")
+        return self.state not in UNDECIDED
 
 
 class Statuses:
@@ -62,6 +68,7 @@ class Statuses:
     def __init__(self, transport: Transport, subjects: Subjects) -> None:
         self._transport = transport
         self._subjects = subjects
+        self._schedules = Schedules(transport, subjects)
 
     async def get(self, task_id: str, sequence: int = 0) -> TaskStatus:
         """One task.
@@ -79,6 +86,8 @@ class Statuses:
         running = {entry.task_id: entry for entry in await self.where(task_id)}
         queued = await self._queued(task_id, sequence)
         if queued is None:
+            if delayed := await self._schedules.delayed(task_id):
+                return _scheduled(delayed[0])
             decided = await slot.read(self._transport, self._subjects, task_id)  # it was decided while we looked
             if decided is None:
                 raise NoSuchTaskError(task_id)
@@ -91,7 +100,9 @@ class Statuses:
         found: list[TaskStatus] = []
         if state in ("", "waiting", "running"):
             found = [status for status in await self._all_undecided(limit) if state in ("", status.state)][:limit]
-        if state not in ("waiting", "running") and len(found) < limit:
+        if state in ("", "scheduled") and len(found) < limit:
+            found += list(map(_scheduled, await self._schedules.delayed()))[: limit - len(found)]
+        if state not in UNDECIDED and len(found) < limit:
             found += await self._newest_decided(state, limit - len(found))
         return found
 
@@ -186,6 +197,20 @@ def _undecided(stored: StoredMessage, running: dict[str, Running], last: Failure
         submitted_at=stored.time,
         deadline=body.deadline,
         reason=f"{last.error_type}: {last.message}" if last else "",
+    )
+
+
+def _scheduled(body: ScheduleBody) -> TaskStatus:
+    return TaskStatus(
+        body.task_id,
+        "scheduled",
+        task_type=body.task_type,
+        agent_id=body.agent_id or "",
+        priority=body.lane(),
+        submitted_at=_time(body.timestamp),
+        due_at=When(body.when).at,
+        deadline=body.deadline,
+        reason="paused" if body.paused else "",
     )
 
 

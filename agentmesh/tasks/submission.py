@@ -30,6 +30,8 @@ class Wishes:
     trace_id: str = ""
     detached: bool = False
     budget: Budget | None = None
+    due: datetime | None = None
+    """From when its deadline counts; None: from now."""
 
 
 def make_body(subjects: Subjects, task: Task[Any], wishes: Wishes) -> TaskBody:
@@ -54,7 +56,7 @@ def make_body(subjects: Subjects, task: Task[Any], wishes: Wishes) -> TaskBody:
         timestamp=time,
         schema_version=codec.SCHEMA_VERSION,
         tenant_id=subjects.tenant,
-        deadline=None if wishes.deadline is None else time + timedelta(seconds=wishes.deadline),
+        deadline=None if wishes.deadline is None else (wishes.due or time) + timedelta(seconds=wishes.deadline),
         source_agent_id=wishes.source,
         trace_id=wishes.trace_id or (here.trace_id if here is not None else ""),
         budget=covering(),

@@ -2,6 +2,7 @@
 
     task     {"task_id", "agent_id", "task_type", "parameters": {…}, "priority", "timestamp", "schema_version", …}
     result   {"task_id", "status": "completed", "result": …, "attempt", "worker", "timestamp", "schema_version", …}
+    schedule {"schedule_id", "when", "paused", …} and the fields of the task
     dead     {"task_id", "reason", "attempts", "history": […], "body", "subject", "timestamp", "schema_version", …}
 
 A task's body says everything that is needed to run it; no header is. Only `task_type` is required of a foreign
@@ -70,6 +71,23 @@ class TaskBody(msgspec.Struct, omit_defaults=True):
         return self.deadline is not None and self.deadline <= now()
 
 
+class ScheduleBody(TaskBody, omit_defaults=True):
+    """A delayed or repeating task: the document of the task, and when it is due.
+
+    `task_id` is that of the task if it is due once, and empty if it repeats: then each firing is a task of its own.
+    """
+
+    schedule_id: str = ""
+    when: str = ""
+    """As in the header `Nats-Schedule`, which a paused schedule does not have."""
+    time_zone: str = ""
+    paused: bool = False
+    deadline_after: float | None = None
+    """Seconds after each firing at which the task expires; of one that is due once, `deadline` says it."""
+    origin: str = ""
+    """Who keeps it up to date, such as `up hello`; empty: nobody."""
+
+
 class ResultBody(msgspec.Struct, omit_defaults=True):
     """What was decided about a task: the content of its result slot."""
 
@@ -130,6 +148,7 @@ class _Id(msgspec.Struct):
 encode = msgspec.json.Encoder().encode
 _read_id = msgspec.json.Decoder(_Id).decode
 _read_task = msgspec.json.Decoder(TaskBody).decode
+_read_schedule = msgspec.json.Decoder(ScheduleBody).decode
 _read_result = msgspec.json.Decoder(ResultBody).decode
 _read_dead = msgspec.json.Decoder(DeadBody).decode
 _UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
@@ -163,6 +182,22 @@ def decode_queued(data: bytes) -> TaskBody:
     token("task id", body.task_id)
     if body.parent_id:
         token("task id", body.parent_id)
+    return body
+
+
+def decode_schedule(data: bytes) -> ScheduleBody:
+    """The definition in `data`, also as it comes when it is due.
+
+    Raises:
+        InvalidMessageError: It is none.
+    """
+    try:
+        body = _read_schedule(data)
+    except _UNREADABLE as error:
+        raise InvalidMessageError(f"not a schedule: {error}") from error
+    if not body.schedule_id or not body.task_type or not body.when:
+        raise InvalidMessageError("not a schedule: schedule_id, task_type or when is missing")
+    token("schedule id", body.schedule_id)
     return body
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from agentmesh.errors import AgentMeshError, BrokerError, ConsumerGoneError
@@ -23,6 +25,9 @@ NO_WAIT_EXPIRES = 0.02
 at its `max_ack_pending` would stay open for ever."""
 LOOK_AGAIN = 0.25
 """Seconds between looks at a waiting pull: renewed when expired, or silent for two heartbeats."""
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Delivery:
@@ -46,6 +51,13 @@ class Delivery:
         self.pending = int(tokens[base + 4])
         """Messages the consumer had not delivered to anybody yet, when this one was."""
 
+    @property
+    def stored_at(self) -> datetime:
+        """When the broker stored it, by the broker's clock; aware, UTC, and the same in every delivery."""
+        tokens = self.reply.split(".")
+        nanoseconds = int(tokens[7 if len(tokens) == 9 else 9])
+        return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
+
     def __repr__(self) -> str:
         return f"Delivery({self.subject!r}, sequence={self.sequence}, attempt={self.attempt})"
 
@@ -60,7 +72,6 @@ class _Lane:
     def __init__(self, consumer: PullConsumer, base: str) -> None:
         self._consumer = consumer
         self._base = base
-        self._loop = asyncio.get_running_loop()
         self._count = 0
         self._subscription: Subscription | None = None
         self.over: asyncio.Future[None] | None = None
@@ -81,7 +92,7 @@ class _Lane:
         if self._subscription is None:
             raise RuntimeError("call start() of the PullConsumer before pulling")
         self._count += 1
-        self.open, self.left, self.heard = True, n, self._loop.time()
+        self.open, self.left, self.heard = True, n, time.monotonic()
         self.deadline = self.heard + expires
         return f"{self._base}.{self._count}"
 
@@ -91,7 +102,7 @@ class _Lane:
             self.over.set_result(None)
 
     def _on_message(self, message: Message) -> None:
-        self.heard = self._loop.time()
+        self.heard = time.monotonic()
         if message.reply.startswith("$JS.ACK."):  # only deliveries have it; a user's `Status` header is data
             delivery = Delivery(message)
             self.left -= 1
@@ -219,7 +230,7 @@ class PullConsumer:
         self._look_later()
         if self._mending is not None or self._connection.state != "connected":
             return
-        lane, now = self._waiting, asyncio.get_running_loop().time()
+        lane, now = self._waiting, time.monotonic()
         silent = now - lane.heard > 2 * HEARTBEAT
         if silent or now > lane.deadline or not lane.open or self._generation != self._connection.generation:
             self._wait_for(lane.left)

@@ -51,7 +51,7 @@ class AgentState(Event):
     replica: int
     node: str
     state: str
-    """`starting`, `ready`, `restarting`, `stopping`, `failed` or `stopped`."""
+    """`starting`, `ready`, `paused`, `restarting`, `stopping`, `failed` or `stopped`."""
     problem: str = ""
     isolation: str = "shared"
     messages: tuple[str, ...] = ()

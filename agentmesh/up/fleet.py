@@ -160,7 +160,7 @@ class Fleet:
     # ------------------------------------------------------------ what is there
     def count(self) -> tuple[int, int]:
         """Agents with a replica that is ready, and agents without one though some are wanted."""
-        ready = {name for (name, _, _), (state, _) in self._states.items() if state == "ready"}
+        ready = {name for (name, _, _), (state, _) in self._states.items() if state in ("ready", "paused")}
         wanted = {entry.name for node in self.nodes.values() for entry in node.agents}
         return len(ready), len(wanted - ready)
 

@@ -24,7 +24,7 @@ from agentmesh.ids import now
 from agentmesh.local import dispatcher
 from agentmesh.subjects import Subjects
 from agentmesh.supervisor import ChildSpec, RestartPolicy, Supervisor, SupervisorEvent
-from agentmesh.tasks import Dispatcher
+from agentmesh.tasks import Dispatcher, Mover
 from agentmesh.transport import Transport
 from agentmesh.up.door import MessageDoor
 from agentmesh.up.events import BrokerReady, LogLine, Ready, Restarted, Stopped, Stopping, UpEvent, Warned
@@ -62,6 +62,7 @@ class Up:
         self._broker: EmbeddedBroker | None = None
         self._subjects = Subjects(plan.tenant)
         self._dispatcher: Dispatcher | None = None
+        self._mover: Mover | None = None
         self._door: MessageDoor | None = None
         self._operations: Operations | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -178,11 +179,12 @@ class Up:
         )
 
     async def _chores(self) -> None:
-        """Route what is sent to the doors, where it names an agent or a type of task instead of a subject."""
+        """Route what is sent to the doors and what is due: it names an agent or a type of task, not a subject."""
         assert self.transport is not None
         self._door = MessageDoor(self.transport, self._subjects)
         self._dispatcher = dispatcher(self.transport, self._subjects)
-        await asyncio.gather(self._door.start(), self._dispatcher.start())
+        self._mover = Mover(self.transport, self._subjects)
+        await asyncio.gather(self._door.start(), self._dispatcher.start(), self._mover.start())
 
     async def _watch(self, fleet: Fleet, since: Stamps) -> None:
         async for files in changes(watched(self.plan), since):
@@ -202,7 +204,7 @@ class Up:
             if beside is not None:
                 beside.cancel()
                 await asyncio.wait([beside])
-        for chore in (self._door, self._dispatcher):
+        for chore in (self._door, self._mover, self._dispatcher):
             if chore is not None:
                 await chore.stop()
         if self.fleet is not None:

@@ -11,7 +11,7 @@ from agentmesh.broker import EmbeddedBroker
 from agentmesh.ids import new_id
 from agentmesh.messages import Task
 from agentmesh.subjects import Subjects
-from agentmesh.tasks import Dispatcher, TaskClient, TaskContext, TaskWorker
+from agentmesh.tasks import Dispatcher, Mover, TaskClient, TaskContext, TaskWorker
 from agentmesh.tasks.layout import TASKS
 from agentmesh.transport import Transport, TransportOptions
 from tests.harness import Server, eventually
@@ -29,7 +29,7 @@ class Stage:
         self.client = TaskClient(transport, self.subjects)
         self.handlers = Handlers()
         self._workers: list[TaskWorker] = []
-        self._dispatchers: list[Dispatcher] = []
+        self._chores: list[Dispatcher | Mover] = []
 
     async def work(
         self,
@@ -71,12 +71,19 @@ class Stage:
 
         dispatcher = Dispatcher(self.transport, self.subjects, locate, known=known)
         await dispatcher.start()
-        self._dispatchers.append(dispatcher)
+        self._chores.append(dispatcher)
         return dispatcher
 
+    async def move(self, transport: Transport | None = None) -> Mover:
+        """Start a mover."""
+        mover = Mover(transport or self.transport, self.subjects, ack_wait=ACK_WAIT)
+        await mover.start()
+        self._chores.append(mover)
+        return mover
+
     async def close(self) -> None:
-        for dispatcher in self._dispatchers:
-            await dispatcher.stop()
+        for chore in self._chores:
+            await chore.stop()
         for worker in self._workers:
             await worker.stop(grace=0.0)
         await self.transport.close()

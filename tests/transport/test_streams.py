@@ -49,7 +49,7 @@ async def test_every_setting_reaches_the_broker_and_making_it_again_finds_no_dif
     assert stream is not None
     assert consumer is not None
     for key, value in FULL.config(1).items():
-        assert stream.config[key] == value, key
+        assert stream.config.get(key, False) == value, key  # the broker leaves out what is off
     for key, value in CONSUMER.config().items():
         assert consumer.config[key] == value, key
     assert "used as it is" not in caplog.text
