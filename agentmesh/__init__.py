@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from agentmesh.budgets import Budget
     from agentmesh.context import Context, budget
     from agentmesh.errors import AgentMeshError, Reject, Retry
+    from agentmesh.limits import Limit
     from agentmesh.mesh import Mesh, connect
     from agentmesh.messages import Event, Prompt, Request, Task, Text
     from agentmesh.refs import AgentRef
@@ -24,6 +25,7 @@ _MODULES = {
     "agentmesh.budgets": ("Budget",),
     "agentmesh.context": ("Context", "budget"),
     "agentmesh.errors": ("AgentMeshError", "Reject", "Retry"),
+    "agentmesh.limits": ("Limit",),
     "agentmesh.mesh": ("Mesh", "connect"),
     "agentmesh.messages": ("Event", "Prompt", "Request", "Task", "Text"),
     "agentmesh.refs": ("AgentRef",),
@@ -45,6 +47,7 @@ __all__ = [
     "Context",
     "Event",
     "Job",
+    "Limit",
     "Mesh",
     "Progress",
     "Prompt",

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict
 
 from agentmesh.codec import adapter
 from agentmesh.errors import DefinitionError
+from agentmesh.limits import Limit, rules
 from agentmesh.subjects import PRIORITIES, token
 
 R = TypeVar("R")
@@ -94,6 +95,9 @@ class TaskPolicy:
     max_backoff: float = 30.0
     """The longest delay between attempts."""
 
+    limits: tuple[Limit, ...] = ()
+    """Bounds on how many run and start, over all workers on all hosts."""
+
     def delay_after(self, attempt: int) -> float:
         """Seconds to wait after `attempt` (from 1) failed."""
         return min(self.max_backoff, self.backoff * 2.0 ** (attempt - 1))
@@ -112,7 +116,17 @@ class Task(Message, Generic[R]):
         super().__init_subclass__(**kwargs)
         if chosen:
             inherited = {key: getattr(cls._policy, key) for key in _POLICY_KEYS}
+            chosen["limits"] = tuple(chosen.get("limits", inherited["limits"]))
             cls._policy = _checked(cls, TaskPolicy(**{**inherited, **chosen}))
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Now the fields are known."""
+        for limit in cls._policy.limits:
+            field = limit.key.partition(".")[0]
+            if field and field not in cls.model_fields and not hasattr(cls, field):
+                known = ", ".join(cls.model_fields) or "none"
+                raise DefinitionError(cls.__name__, f"limit {str(limit)!r}: it has no {field!r}; its fields: {known}")
 
     @classmethod
     def result_type(cls) -> Any:
@@ -146,7 +160,7 @@ def schema(kind: Any) -> dict[str, Any]:
     return dict(adapter(kind).json_schema())
 
 
-_POLICY_KEYS = ("max_attempts", "time_limit", "priority", "backoff", "max_backoff")
+_POLICY_KEYS = ("max_attempts", "time_limit", "priority", "backoff", "max_backoff", "limits")
 
 
 def _checked(cls: type, policy: TaskPolicy) -> TaskPolicy:
@@ -158,6 +172,7 @@ def _checked(cls: type, policy: TaskPolicy) -> TaskPolicy:
         raise DefinitionError(cls.__name__, f"priority must be one of {', '.join(PRIORITIES)}, not {policy.priority!r}")
     if policy.backoff < 0 or policy.max_backoff < policy.backoff:
         raise DefinitionError(cls.__name__, "backoff must be 0 or more, and max_backoff at least backoff")
+    rules("task", cls.__name__, policy.limits)
     return policy
 
 

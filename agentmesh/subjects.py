@@ -23,6 +23,7 @@ RPC subjects and stream subjects never overlap: a stream that captures an RPC su
 | ai.agent.control.T.<what>              | control: prompts, never trusted alone                          |         |
 | $KV.mesh_state.T.<kind>.<name>         | standing orders (stream `KV_mesh_state`): pauses, quarantines   | KV      |
 | $KV.mesh_lease.T.<name>                | who has a lease (stream `KV_mesh_lease`); ends by its TTL       | KV      |
+| $KV.mesh_limit.T.<limit>.<key>         | use of a limit (stream `KV_mesh_limit`)                         | KV      |
 | ai.agent.memory.T[.<op>]               | memory service                                                 |         |
 | ai.agent.tools.T[.<tool>]              | tool executors                                                 |         |
 """
@@ -203,6 +204,20 @@ class Subjects:
 
     def all_leases(self) -> str:
         return f"$KV.mesh_lease.{self.tenant}.*"
+
+    # -- limits
+    def limit(self, path: str) -> str:
+        """Where the use of a limit is kept: `path` is the four tokens of its scope, owner, kind and key."""
+        parts = path.split(".")
+        if len(parts) != 4:
+            raise InvalidNameError("limit", path)
+        return ".".join(("$KV.mesh_limit", self.tenant, *(token("limit", part) for part in parts)))
+
+    def all_limits(self) -> str:
+        return f"$KV.mesh_limit.{self.tenant}.*.*.*.*"
+
+    def limit_clock(self) -> str:
+        return f"$KV.mesh_limit.{self.tenant}.clock"
 
     # -- services
     def memory(self, op: str) -> str:

@@ -1,6 +1,6 @@
 """The life of a task at a worker: `Attempt.live`, top to bottom.
 
-What becomes of it is one of four things, decided in `_judge` and carried out in `_settle`:
+What becomes of it is one of five things, decided in `_judge` and carried out in `_settle`, the last by the worker:
 
 | outcome   | when                                                                    | carried out as         |
 | --------- | ----------------------------------------------------------------------- | ---------------------- |
@@ -9,6 +9,7 @@ What becomes of it is one of four things, decided in `_judge` and carried out in
 | `Again`   | the handler raised, or asked for it with `Retry`; attempts are left     | record, nak with delay |
 | `Dead`    | unreadable, `Reject`, or no attempts left                               | dead letter, slot, ack |
 | `Return`  | stop, drain, agent gone, or it is running here already                  | record, nak            |
+| `Wait`    | a limit has no room                                                     | kept, or nak with delay |
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ from agentmesh.messages import Task, TaskPolicy
 from agentmesh.subjects import Subjects
 from agentmesh.tasks import dead, history, lineage, slot, wire
 from agentmesh.tasks.context import TaskContext
+from agentmesh.tasks.gate import Gate, parameters
+from agentmesh.tasks.line import Line
 from agentmesh.tasks.lineage import Ending
 from agentmesh.tasks.wire import NOTHING, Failure, ResultBody, TaskBody, decode_queued
 from agentmesh.transport import Delivery, Transport
@@ -88,7 +91,12 @@ class Return:
     delay: float = 0.0
 
 
-Outcome = Decided | Again | Dead | Return
+@dataclass(frozen=True)
+class Wait:
+    line: Line
+
+
+Outcome = Decided | Again | Dead | Return | Wait
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,8 @@ class Bench:
     """By task id: those whose handler has begun, or is about to."""
     instance: str
     """Unique per worker."""
+    gate: Gate | None = None
+    """None: no limit applies to any of its tasks."""
 
 
 class Attempt:
@@ -131,12 +141,23 @@ class Attempt:
         self._ending: Ending | None = None
         self._scope: Context | None = None
         """Of the handler; knows whether it has submitted tasks."""
+        self.waits = False
+        """A limit has made it wait, now or before, which is recorded."""
+        self.line: Line | None = None
+        """Where it has to wait, when its life ended that way."""
+        self.places: list[str] = []
+        """Of which limits it holds a slot."""
         self._policy = TaskPolicy()
         self._history: history.History | None = None
 
     @property
     def task_id(self) -> str:
         return self.body.task_id if self.body is not None else ""
+
+    @property
+    def mark(self) -> str:
+        """Unique for this delivery to this worker."""
+        return f"{self.bench.instance}:{self.delivery.sequence}:{self.delivery.attempt}"
 
     # ------------------------------------------------------------ from outside
 
@@ -176,10 +197,15 @@ class Attempt:
         """From delivery to settlement. What the broker makes fail comes back after `ack_wait`."""
         try:
             outcome = await self._judge()
-            await self._settle(outcome)
+            if isinstance(outcome, Wait):
+                self.line = outcome.line
+            else:
+                await self._settle(outcome)
         except BrokerError as error:
             log.warning("%s is left to the broker, it will be delivered again: %s", self, error)
         finally:
+            if self.places and self.bench.gate is not None:
+                self.bench.gate.leave(self)
             if self.bench.running.get(self.task_id) is self:
                 del self.bench.running[self.task_id]
 
@@ -203,11 +229,22 @@ class Attempt:
                 return Decided(self._verdict("expired", reason=self._why_late()))
             if self.number > self._policy.max_attempts:
                 return Dead(self._exhausted())
-            parameters = b"{}" if bytes(body.parameters) == b"null" else body.parameters
-            task: Task[Any] = codec.decode_body(task_type, parameters)
+            task: Task[Any] = codec.decode_body(task_type, parameters(body))
         except (InvalidMessageError, InvalidNameError) as error:
             return Dead(str(error))
+        if bench.gate is not None and bench.gate.applies(task_type):
+            refused = await self._admit(bench.gate, task)
+            if refused is not None:
+                return refused
         return await self._handle(task, body, task_type)
+
+    async def _admit(self, gate: Gate, task: Task[Any]) -> Outcome | None:
+        """None: it may begin. A task about which nothing can be known now is tried again, by anybody."""
+        try:
+            line = await gate.admit(self, task)
+        except BrokerError as error:
+            return Return(f"its limits are not known: {error}", 1.0)
+        return None if line is None else Wait(line)
 
     async def _handle(self, task: Task[Any], body: TaskBody, task_type: type[Task[Any]]) -> Outcome:
         """Run the handler; whatever it does becomes an outcome."""
@@ -300,6 +337,20 @@ class Attempt:
         if self.delivery.attempt > 1:
             self._history = await history.read(self.bench.transport, self.bench.subjects, self.task_id)
             self.number = self._history.attempt(self.delivery.attempt)
+            self.waits = self.waits or self._history.waits
+
+    async def record_beginning(self) -> None:
+        """The handler of a task that had to wait is about to begin: this counts as an attempt."""
+        await self._record(history.BEGAN)
+
+    async def record_return(self) -> None:
+        """It did not begin after all."""
+        await self._record(history.RETURNED)
+
+    async def _record(self, kind: str) -> None:
+        bench = self.bench
+        entry = Failure(self.delivery.attempt, bench.node)
+        await history.record(bench.transport, bench.subjects, self.task_id, kind, entry)
 
     def _start_clock(self, body: TaskBody) -> None:
         self.started_at = self.loop.time()
@@ -404,7 +455,7 @@ class Attempt:
         return ResultBody(
             self.body.task_id,
             status,
-            by=f"{self.bench.instance}:{self.delivery.sequence}:{self.delivery.attempt}",
+            by=self.mark,
             agent_id=self.bench.agent,
             task_type=self.body.task_type,
             result=result,
@@ -424,3 +475,26 @@ async def give_back(bench: Bench, delivery: Delivery, reason: str, delay: float 
         except BrokerError as error:
             log.warning("task %s is given back unrecorded, which counts as an attempt: %s", task_id, error)
     await bench.transport.nak(delivery, delay)
+
+
+async def send_away(bench: Bench, delivery: Delivery, delay: float, *, recorded: bool) -> None:
+    """Have a task that a limit makes wait delivered again after `delay` seconds; that counts as no attempt.
+
+    Args:
+        bench: The worker's.
+        delivery: Of the task.
+        delay: Seconds.
+        recorded: It is recorded already that the task waits.
+    """
+    task_id = wire.peek_id(delivery.data)
+    if not recorded and delivery.attempt > 1:
+        recorded = (await history.read(bench.transport, bench.subjects, task_id)).waits
+    if not recorded:
+        await record_wait(bench, delivery)
+    await bench.transport.nak(delivery, delay)
+
+
+async def record_wait(bench: Bench, delivery: Delivery) -> None:
+    """From now on the task's attempts are counted as they begin, however often it is delivered."""
+    entry = Failure(delivery.attempt, bench.node)
+    await history.record(bench.transport, bench.subjects, wire.peek_id(delivery.data), history.WAITS, entry)

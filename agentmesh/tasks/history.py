@@ -3,6 +3,9 @@
 The broker counts deliveries. An attempt is a delivery that was not given back: a worker that stops, or got a task it
 has no room for, records that first. Failed attempts are recorded with their error; an attempt without a record is one
 whose worker died or lost contact. Only a task delivered more than once has its history read.
+
+A task that a limit makes wait is delivered again and again. That it waits is recorded once; from then on its attempts
+are what is recorded as begun, and its deliveries count no more.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from agentmesh.subjects import Subjects
 from agentmesh.tasks.wire import Failure, encode
 from agentmesh.transport import Transport
 
-FAILED, RETURNED = "attempt", "returned"
+FAILED, RETURNED, WAITS, BEGAN = "attempt", "returned", "waits", "began"
 """Types of the events of a history."""
 
 _LOST = Failure(attempt=0, error_type="WorkerLost", message="the worker died or lost contact")
@@ -28,17 +31,35 @@ _decode = msgspec.json.Decoder(Failure).decode
 
 @dataclass
 class History:
-    """Failed attempts, oldest first, and how often the task was given back untried."""
+    """Failed attempts, oldest first, how often the task was given back untried, and whether a limit made it wait."""
 
     failures: list[Failure] = field(default_factory=list)
     returned: int = 0
+    waits: bool = False
+    """A limit has made it wait: its attempts are counted as they begin."""
+    _before: int = 0
+    """Attempts before that."""
+    _began: list[int] = field(default_factory=list)
+    """Those since, by the number of their delivery."""
 
     def attempt(self, deliveries: int) -> int:
         """The number of the attempt that begins with the latest of `deliveries`.
 
         A broker that was killed may have forgotten deliveries; it never makes us forget a failure.
         """
-        return max(deliveries - self.returned, len(self.failures) + 1)
+        counted = self._before + len(self._began) + 1 if self.waits else deliveries - self.returned
+        return max(counted, len(self.failures) + 1)
+
+    def note(self, kind: str, delivery: int) -> None:
+        """What was recorded about a delivery, in the order it was."""
+        if kind == WAITS and not self.waits:
+            self.waits, self._before = True, max(0, delivery - 1 - self.returned)
+        elif kind == BEGAN:
+            self._began.append(delivery)
+        elif kind == RETURNED and not self.waits:
+            self.returned += 1
+        elif kind == RETURNED and delivery in self._began:  # others had not begun, and count for nothing
+            self._began.remove(delivery)
 
     def complete(self, attempts: int) -> list[Failure]:
         """One entry per attempt: those without a record lost their worker."""
@@ -61,13 +82,16 @@ async def read(transport: Transport, subjects: Subjects, task_id: str) -> Histor
 
 
 def _note(history: History, event: StreamEvent) -> None:
-    if event.type == RETURNED:
-        history.returned += 1
-    elif event.type == FAILED:
-        try:
-            history.failures.append(_decode(event.content))
-        except msgspec.MsgspecError:
-            return  # written by somebody else
+    if event.type not in (FAILED, RETURNED, WAITS, BEGAN):
+        return
+    try:
+        entry = _decode(event.content)
+    except msgspec.MsgspecError:
+        return  # written by somebody else
+    if event.type == FAILED:
+        history.failures.append(entry)
+    else:
+        history.note(event.type, entry.attempt)
 
 
 async def record(transport: Transport, subjects: Subjects, task_id: str, kind: str, entry: Failure) -> None:

@@ -113,6 +113,17 @@ LEASES = StreamSpec(
     description="agentmesh: who has which lease",
 )
 
+LIMITS = StreamSpec(
+    "KV_mesh_limit",
+    ("$KV.mesh_limit.>",),
+    discard="new",
+    max_msgs_per_subject=1,
+    max_bytes=64 * _MB,
+    max_msg_size=MAX_BODY,
+    allow_msg_ttl=True,  # what nobody uses any more goes by itself, without a marker in its place
+    description="agentmesh: use of concurrency and rate limits",
+)
+
 
 SCHEDULES = StreamSpec(
     SCHED,

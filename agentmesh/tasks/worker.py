@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,14 @@ import msgspec
 
 from agentmesh.errors import AgentMeshError, BrokerError
 from agentmesh.ids import new_id
+from agentmesh.limits import Limit
 from agentmesh.messages import Task
 from agentmesh.subjects import Subjects
-from agentmesh.tasks.attempt import PAUSED, STOPPED, Attempt, Bench, Runner, give_back
+from agentmesh.tasks.attempt import PAUSED, STOPPED, Attempt, Bench, Runner, give_back, record_wait, send_away
+from agentmesh.tasks.gate import Gate
 from agentmesh.tasks.lanes import Lanes
 from agentmesh.tasks.layout import ACK_WAIT, ensure_streams
+from agentmesh.tasks.line import Line
 from agentmesh.tasks.lineage import CANCEL
 from agentmesh.tasks.pulse import Pulse, look
 from agentmesh.transport import Delivery, Message, Subscription, Transport
@@ -32,6 +35,12 @@ LAST_WORDS = 1.0
 
 PAUSE_AFTER_ERROR = 0.5
 """Seconds a worker waits when the broker refuses what it needs."""
+
+SCOUTS = 16
+"""Tasks a worker takes at once to get past those that a limit makes wait."""
+
+REMEMBERED = 20_000
+"""Tasks of which a worker remembers that their waiting is recorded."""
 
 
 class WhereQuery(msgspec.Struct):
@@ -75,6 +84,8 @@ class TaskWorker:
         prefetch: Tasks held beyond that, so that the next one is here when a slot gets free.
         node: Name of this process in results and histories.
         ack_wait: Seconds, see above. The first worker of an agent sets it for all.
+        limits: Bounds on the tasks of this agent, beside those their types declare.
+        tenant_limits: Bounds on the tasks of the tenant.
     """
 
     def __init__(
@@ -89,6 +100,8 @@ class TaskWorker:
         prefetch: int = 0,
         node: str = "",
         ack_wait: float = ACK_WAIT,
+        limits: Sequence[Limit] = (),
+        tenant_limits: Sequence[Limit] = (),
     ) -> None:
         self.agent = agent
         self.slots = slots
@@ -96,7 +109,24 @@ class TaskWorker:
         self._transport = transport
         self._subjects = subjects
         self._by_id: dict[str, Attempt] = {}
-        self._bench = Bench(transport, subjects, agent, node, types, run, self._by_id, new_id())
+        gate = Gate(
+            transport,
+            subjects,
+            agent,
+            node=node,
+            types=types,
+            limits=limits,
+            tenant_limits=tenant_limits,
+            ttl=ack_wait,
+            chore=self._chore,
+            retry=self._retry,
+        )
+        self._gate = gate if gate.is_needed else None
+        self._bench = Bench(transport, subjects, agent, node, types, run, self._by_id, new_id(), self._gate)
+        self._all_waited = False
+        """Of what was taken last, no task could begin."""
+        self._recorded: dict[int, None] = {}
+        """Tasks whose waiting is recorded, by sequence; the last ones."""
         self._wake = asyncio.Event()
         self._lanes = Lanes(transport, subjects, agent, ack_wait, self._wake)
         self._in_hand: dict[int, Attempt] = {}
@@ -122,6 +152,8 @@ class TaskWorker:
         ack_wait = await self._lanes.start()
         for what, callback in ((CANCEL, self._on_cancel), (WHERE, self._on_where)):
             self._subscriptions.append(await self._transport.subscribe(self._subjects.control(what), callback))
+        if self._gate is not None:
+            await self._gate.start()
         loop = asyncio.get_running_loop()
         self._loops = {
             loop.create_task(self._serve(), name=f"tasks of {self.agent}"),
@@ -147,6 +179,8 @@ class TaskWorker:
             work.cancel()
         await _ended(self._loops, LAST_WORDS)
         await self._lanes.stop()
+        if self._gate is not None:
+            await self._gate.stop()
         for subscription in self._subscriptions:
             await subscription.unsubscribe()
 
@@ -181,8 +215,9 @@ class TaskWorker:
                 for delivery in self._lanes.received():
                     self._accept(delivery)
                 self._fill_slots()
-                room = 0 if self._closed else self.slots + self.prefetch - len(self._in_hand)
-                if room > 0 and (taken := await self._lanes.take(room)):
+                room = self._room()
+                if room > 0 and (taken := await self._lanes.take(max(room, SCOUTS) if self._all_waited else room)):
+                    self._all_waited = self._gate is not None
                     for delivery in taken:
                         self._accept(delivery)
                     continue
@@ -192,20 +227,32 @@ class TaskWorker:
                 continue
             await self._wake.wait()
 
+    def _room(self) -> int:
+        """How many tasks more this worker wants. Those that a limit makes wait leave their room to others."""
+        if self._closed:
+            return 0
+        waiting = self._gate.parked if self._gate is not None else 0
+        return self.slots + self.prefetch + waiting - len(self._in_hand)
+
     def _accept(self, delivery: Delivery) -> None:
-        """A task has arrived: to run, to hold, or too many."""
+        """A task has arrived: to run, to hold, to wait for room at a limit, or too many."""
         known = self._in_hand.get(delivery.sequence)
         if known is not None:
             known.delivery = delivery  # the broker had not heard of us for too long; it is still ours
-        elif self._closed or len(self._in_hand) >= self.slots + self.prefetch:
+        elif self._gate is not None and not self._closed and (line := self._gate.glance(delivery)) is not None:
+            self._put_off(Attempt(self._bench, delivery), line)
+        elif self._room() <= (-SCOUTS if self._all_waited else 0):
             self._chore(give_back(self._bench, delivery, PAUSED if self._paused else "no slot free"))
         else:
             attempt = self._in_hand[delivery.sequence] = Attempt(self._bench, delivery)
             self._held.append(attempt)
+            self._all_waited = False
             self._pulse.wake()
             self._fill_slots()
 
     def _fill_slots(self) -> None:
+        if self._closed and self._gate is not None:
+            self._held.extend(self._gate.clear())
         while self._held and (self._closed or len(self._lives) < self.slots):
             attempt = self._held.popleft()
             if self._closed:
@@ -219,10 +266,41 @@ class TaskWorker:
 
     def _forget(self, attempt: Attempt, life: asyncio.Task[None]) -> None:
         self._lives.discard(life)
-        self._in_hand.pop(attempt.delivery.sequence, None)
+        line, attempt.line = attempt.line, None
+        if line is None or self._closed:
+            self._in_hand.pop(attempt.delivery.sequence, None)
+        if line is not None:
+            self._put_off(attempt, line)
         if not life.cancelled() and (error := life.exception()) is not None:
             log.error("the life of %s ended with an error of ours", attempt, exc_info=error)
         self._wake.set()
+
+    def _put_off(self, attempt: Attempt, line: Line) -> None:
+        """A limit makes it wait: here, if it is one of few, else with the broker."""
+        assert self._gate is not None
+        delivery = attempt.delivery
+        if self._closed:
+            self._chore(give_back(self._bench, delivery, STOPPED if self._stopping else PAUSED))
+            return
+        delay = self._gate.put_off(attempt, line)
+        recorded = attempt.waits or delivery.sequence in self._recorded
+        self._recorded[delivery.sequence] = None
+        if len(self._recorded) > REMEMBERED:
+            del self._recorded[next(iter(self._recorded))]
+        if delay:
+            self._in_hand.pop(delivery.sequence, None)
+            self._chore(send_away(self._bench, delivery, delay, recorded=recorded))
+            return
+        self._in_hand[delivery.sequence] = attempt
+        self._pulse.wake()
+        if not recorded:
+            attempt.waits = True
+            self._chore(record_wait(self._bench, delivery))
+
+    def _retry(self, attempts: list[Attempt]) -> None:
+        """There may be room now for what waited."""
+        self._held.extendleft(reversed(attempts))
+        self._fill_slots()
 
     def _chore(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside; `stop` waits for it."""
@@ -244,6 +322,9 @@ class TaskWorker:
         for attempt in self._by_id.values() if task_id else ():
             if attempt.belongs_to(task_id):
                 self._chore(look(attempt))
+        waiting = self._gate.find(task_id) if self._gate is not None and task_id else []
+        if waiting:
+            self._retry(waiting)
 
     def _on_where(self, message: Message) -> None:
         """Answer only if there is something to say."""

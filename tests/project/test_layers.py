@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the inside out; a module may import its own layer and those before it.
 CORE = [
     {"errors", "version"},
-    {"ids", "ports", "subjects", "messages", "codec", "budgets", "context", "config", "runfile", "lifeline", "broker"},
+    {"ids", "ports", "subjects", "limits", "messages", "codec", "budgets", "context"},
+    {"config", "runfile", "lifeline", "broker"},
     {"transport", "mailbox"},
     {"registry", "presence", "streaming", "streams", "memory", "tooling", "tasks"},
     {"lease", "happenings", "orders", "refs", "client", "brokercheck"},
