@@ -7,6 +7,7 @@ and again to the same one.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 
 import msgspec
@@ -57,15 +58,15 @@ def decode(data: bytes | None) -> Record:
         return Record()
 
 
-class Operation:
+class Operation(ABC):
     """Something to do with a record."""
 
     refused = False
     """What is known may be outdated: look again before that is the answer."""
 
+    @abstractmethod
     def apply(self, record: Record, gone: Collection[str]) -> bool:
         """Change the record; whether there is anything to store. `gone`: holders whose workers are gone."""
-        raise NotImplementedError
 
 
 class TakeSlot(Operation):
