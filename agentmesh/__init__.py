@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from agentmesh.errors import AgentMeshError, Reject, Retry
     from agentmesh.limits import Limit
     from agentmesh.mesh import Mesh, connect
-    from agentmesh.messages import Event, Prompt, Request, Task, Text
+    from agentmesh.messages import Event, Prompt, Request, Task, Terminated, Text
     from agentmesh.refs import AgentRef
     from agentmesh.sync import SyncMesh
     from agentmesh.tasks import Batch, Chunk, Job, Progress, Restarted, TaskContext
@@ -27,7 +27,7 @@ _MODULES = {
     "agentmesh.errors": ("AgentMeshError", "Reject", "Retry"),
     "agentmesh.limits": ("Limit",),
     "agentmesh.mesh": ("Mesh", "connect"),
-    "agentmesh.messages": ("Event", "Prompt", "Request", "Task", "Text"),
+    "agentmesh.messages": ("Event", "Prompt", "Request", "Task", "Terminated", "Text"),
     "agentmesh.refs": ("AgentRef",),
     "agentmesh.sync": ("SyncMesh",),
     "agentmesh.tasks": ("Batch", "Chunk", "Job", "Progress", "Restarted", "TaskContext"),
@@ -58,6 +58,7 @@ __all__ = [
     "SyncMesh",
     "Task",
     "TaskContext",
+    "Terminated",
     "Text",
     "Tool",
     "__version__",

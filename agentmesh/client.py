@@ -19,6 +19,7 @@ import msgspec
 from agentmesh import codec, registry
 from agentmesh.budgets import Budget, out_of_time
 from agentmesh.context import check_depth, covering, current, granted, next_hops, time_of_end
+from agentmesh.deathwatch import Watch, watch_tower
 from agentmesh.errors import (
     AgentMeshError,
     BrokerError,
@@ -32,7 +33,7 @@ from agentmesh.errors import (
 )
 from agentmesh.ids import new_id, now
 from agentmesh.memory import Memory
-from agentmesh.messages import Event, Message, Request, Task, wire_name
+from agentmesh.messages import Event, Message, Request, Task, Terminated, wire_name
 from agentmesh.orders import Orders
 from agentmesh.refs import AgentRef
 from agentmesh.registry import AgentInfo
@@ -85,6 +86,9 @@ class Client:
         self.tools = ToolClient(transport, subjects, identity)
         self.on_undelivered: Callable[[Undelivered], None] | None = None
         """Called for each told event that was refused or had no receiver, if the broker or the mailbox said so."""
+        self.on_terminated: Callable[[Terminated], None] | None = None
+        """Set for an agent: what it watches goes to its mailbox."""
+        self._watches: dict[str, Watch] = {}
         self._bounces: dict[str, Inbox] = {}
         self._quiet_until: dict[str, float] = {}
 
@@ -460,6 +464,34 @@ class Client:
         return self.tasks.map(
             task_type, items, to=to, limit=limit, on_error=on_error, priority=priority, source=self.identity
         )
+
+    # ------------------------------------------------------------ death watch
+    def watch(self, agent: str | AgentRef) -> Watch:
+        """Be told of each replica of an agent that ends for good: stopped, given up, or gone with its node.
+
+        At once if somebody saw the end, else within 3.5 s. An agent that is not there is told as terminated at once.
+
+            async for gone in mesh.watch("greeter"): ...
+
+        Inside an agent `await self.mesh.watch("greeter")` sends a `Terminated` to the agent's own mailbox for each,
+        also after the agent was restarted, until `unwatch`; it needs a handler for it.
+
+        Raises:
+            InvalidNameError: The name cannot be an address.
+        """
+        name = agent if isinstance(agent, str) else agent.name
+        self.subjects.mailbox(name)
+        if self.on_terminated is None:
+            return Watch(watch_tower(self.transport, self.subjects), name)
+        if name not in self._watches:
+            self._watches[name] = Watch(watch_tower(self.transport, self.subjects), name, self.on_terminated)
+        return self._watches[name]
+
+    async def unwatch(self, agent: str | AgentRef | None = None) -> None:
+        """Inside an agent: no more `Terminated` of that agent; of any, without a name."""
+        name = agent.name if isinstance(agent, AgentRef) else agent
+        for one in [watched for watched in self._watches if name in (None, watched)]:
+            await self._watches.pop(one).close()
 
     # ------------------------------------------------------------ standing orders
     async def pause(self, agent: str, *, reason: str = "") -> list[str]:

@@ -72,6 +72,10 @@ class Mailbox(Generic[T]):
             return False, None
         return False, message
 
+    def put_always(self, message: T) -> None:
+        """Take `message` even if that is one more than fits: for the few that the runtime itself sends."""
+        self._inside.append(message)
+
     def pop(self) -> tuple[T, T | None]:
         """The oldest message, and the one that came inside in its place, if any. IndexError when empty."""
         message = self._inside.popleft()

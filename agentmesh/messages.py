@@ -150,6 +150,18 @@ class Text(Event):
     text: str
 
 
+class Terminated(Event):
+    """A replica of a watched agent has ended for good: see `Client.watch`."""
+
+    agent: str
+    replica: int = 0
+    """0: the agent was not there when the watch began."""
+    node: str = ""
+    reason: str = ""
+    left: int = 0
+    """Replicas of the agent that there still were."""
+
+
 def wire_name(message_type: type[Message]) -> str:
     """The name of a message type on the wire."""
     return message_type._wire_name

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 from agentmesh.budgets import Budget
 from agentmesh.errors import ConnectionClosedError
-from agentmesh.messages import Event, Request, Task
+from agentmesh.messages import Event, Request, Task, Terminated
 from agentmesh.refs import AgentRef
 from agentmesh.registry import AgentInfo
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from agentmesh.agent import Agent
+    from agentmesh.deathwatch import Watch
     from agentmesh.mesh import ConnectOptions, Mesh
     from agentmesh.tasks import Job, Schedule, ScheduleInfo
 
@@ -263,6 +264,9 @@ class SyncMesh:
     def stop(self, agent: str) -> int:
         return self._thread.run(self._mesh.stop(agent))
 
+    def watch(self, agent: str) -> Iterator[Terminated]:
+        return _pulled(self._thread, _closing(self._mesh.watch(agent)))
+
     def pause(self, agent: str, *, reason: str = "") -> list[str]:
         return self._thread.run(self._mesh.pause(agent, reason=reason))
 
@@ -302,6 +306,12 @@ class SyncMesh:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def _closing(watch: Watch) -> AsyncIterator[Terminated]:
+    async with watch:
+        async for gone in watch:
+            yield gone
 
 
 def _pulled(thread: LoopThread, items: AsyncIterator[T]) -> Iterator[T]:

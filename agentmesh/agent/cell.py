@@ -19,6 +19,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from agentmesh import codec
 from agentmesh.agent.answers import Answers
 from agentmesh.agent.barrier import Barrier
@@ -37,9 +39,9 @@ from agentmesh.errors import (
     NoHandlerError,
     RemoteError,
 )
-from agentmesh.ids import now
+from agentmesh.ids import new_id, now
 from agentmesh.mailbox import Mailbox
-from agentmesh.messages import Message, Task
+from agentmesh.messages import Message, Task, Terminated, wire_name
 from agentmesh.subjects import token
 from agentmesh.transport import Message as WireMessage
 from agentmesh.transport import Subscription
@@ -98,6 +100,7 @@ class AgentCell:
         check_settings(self.name, self.concurrency, self.prefetch, size, overflow, self.restart_type)
         self.mailbox: Mailbox[Letter] = Mailbox(size, overflow)
         self.client = client.bound(self.name)
+        self.client.on_terminated = self._on_terminated
         self.state = "starting"
         self.problem = ""
         self.started_at = now()
@@ -175,6 +178,7 @@ class AgentCell:
                 turn.set_result(None)
         await self._answers.flush(FLUSH_TIMEOUT)
         self.client.forget_receivers()
+        await self.client.unwatch()
         self.state = "stopped"
 
     async def _begin_life(self) -> None:
@@ -320,6 +324,17 @@ class AgentCell:
             if letter.envelope.confirm:
                 self._answers.confirm(letter)
             self._wake()
+
+    def _on_terminated(self, gone: Terminated) -> None:
+        """An agent that this one watches has ended. Neither a pause nor a full mailbox keeps the news out."""
+        entry = self.behaviour.handlers.get(wire_name(Terminated))
+        if entry is None or self._over:
+            log.warning("%s watches %s and has no handler for Terminated: %s", self.name, gone.agent, gone.reason)
+            return
+        content = msgspec.Raw(codec.encode_body(gone))
+        envelope = codec.Envelope(new_id(), wire_name(Terminated), now(), source_agent_id=gone.agent, content=content)
+        self.mailbox.put_always(Letter(entry, envelope, ""))
+        self._wake()
 
     def _refuse(self, letter: Letter, error: AgentMeshError) -> None:
         self.counters.refused += 1

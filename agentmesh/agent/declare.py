@@ -320,6 +320,7 @@ def _promise(message_type: type[Message]) -> Any:
 
 def _fits(given: Any, promised: Any) -> bool:
     """Whether a value annotated `given` is one annotated `promised`; the type checker has the last word."""
+    given, promised = (type(None) if kind is None else kind for kind in (given, promised))
     if given == promised or promised is Any or given is Any:
         return True
     if isinstance(given, type) and isinstance(promised, type):

@@ -18,7 +18,7 @@ CORE = [
     {"config", "runfile", "lifeline", "broker"},
     {"transport", "mailbox"},
     {"registry", "presence", "streaming", "streams", "memory", "tooling", "tasks"},
-    {"lease", "happenings", "orders", "refs", "client", "brokercheck"},
+    {"lease", "happenings", "orders", "deathwatch", "refs", "client", "brokercheck"},
     {"agent"},
     {"supervisor", "crashes", "host", "local", "sync", "mesh", "node"},
     {"up", "testing"},
