@@ -36,6 +36,7 @@ from agentmesh.errors import (
     PayloadTooLargeError,
     Reject,
     Retry,
+    error_to_wire,
 )
 from agentmesh.ids import now
 from agentmesh.messages import Task, TaskPolicy
@@ -268,9 +269,10 @@ class Attempt:
             return self._failed("Retry", str(wish), wish.delay)
         except Reject as verdict:
             return Dead(verdict.reason, self._failure("Reject", verdict.reason))
-        except (BudgetExceededError, CallDepthError) as error:  # the next attempt would get no further
-            return Decided(self._verdict("failed", reason=f"{type(error).__name__}: {error}"))
         except Exception as error:  # the edge to foreign code: whatever it raises is about this task only
+            exceeded = _exceeded(error)
+            if exceeded is not None:
+                return self._no_further(exceeded)
             log.warning("attempt %d of %s failed", self.number, self, exc_info=True)
             return self._failed(type(error).__name__, str(error))
         finally:
@@ -410,6 +412,12 @@ class Attempt:
             return Decided(status=ending.status)
         return Decided(self._verdict(ending.status, reason=ending.reason))
 
+    def _no_further(self, exceeded: BudgetExceededError | CallDepthError) -> Outcome:
+        """The next attempt would get no further; whoever waits for the result gets the error as it is."""
+        verdict = self._verdict("failed", reason=f"{type(exceeded).__name__}: {exceeded}")
+        verdict.error = error_to_wire(exceeded)
+        return Decided(verdict)
+
     def _why_late(self) -> str:
         """Whose deadline it was; empty if it was the task's own."""
         body = self.body
@@ -463,6 +471,15 @@ class Attempt:
             attempt=self.number,
             worker=self.bench.node,
         )
+
+
+def _exceeded(error: BaseException) -> BudgetExceededError | CallDepthError | None:
+    """The limit of a call tree that this error is about, itself, in its group, or as its declared cause."""
+    if isinstance(error, (BudgetExceededError, CallDepthError)):
+        return error
+    parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    inside = (_exceeded(part) for part in (*parts, error.__cause__) if part is not None)
+    return next((found for found in inside if found is not None), None)
 
 
 async def give_back(bench: Bench, delivery: Delivery, reason: str, delay: float = 0.0) -> None:

@@ -17,6 +17,7 @@ from agentmesh.errors import (
     TaskDeadError,
     TaskExpiredError,
     TaskFailedError,
+    error_from_wire,
 )
 from agentmesh.messages import Task
 from agentmesh.streams import StreamEvent, StreamReader
@@ -86,6 +87,7 @@ class Job(Generic[R]):
 
         Raises:
             TaskFailedError: Decided `failed`: over its time limit, or a result that cannot be stored.
+            BudgetExceededError, CallDepthError: Decided `failed`, because its call tree used up what it was given.
             TaskDeadError: Given up, see its dead letter.
             TaskCancelledError: Cancelled.
             TaskExpiredError: Not done by its deadline.
@@ -151,7 +153,10 @@ class Job(Generic[R]):
             raise TaskExpiredError(self.id, body.reason)
         if body.status == "dead":
             raise TaskDeadError(self.id, body.reason)
-        raise TaskFailedError(self.id, body.reason or body.status)
+        failure = TaskFailedError(self.id, body.reason or body.status)
+        if body.error is None:
+            raise failure
+        raise error_from_wire(body.error, self.id) from failure
 
 
 class _Attempts:

@@ -99,6 +99,8 @@ class ResultBody(msgspec.Struct, omit_defaults=True):
     task_type: str = ""
     result: msgspec.Raw = NOTHING
     reason: str = ""
+    error: dict[str, Any] | None = None
+    """For `failed`: the error that whoever waits gets, in the form of `error_to_wire`, if there is one to say."""
     attempt: int = 0
     worker: str = ""
     """The node that did it."""
