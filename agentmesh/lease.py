@@ -88,6 +88,7 @@ class Lease:
         about: Shown to whoever looks who has it.
         on_gained: Called in the event loop when this process has become the holder; must not block.
         on_lost: Called with the reason when it no longer is; it must stop acting at once.
+        on_other: Called with the record of another holder when it is first seen.
 
     Raises:
         ConfigError: `ttl` is nothing the broker can count.
@@ -103,6 +104,7 @@ class Lease:
         about: str = "",
         on_gained: Callable[[], None] = lambda: None,
         on_lost: Callable[[str], None] = lambda reason: None,
+        on_other: Callable[[Holder], None] = lambda holder: None,
     ) -> None:
         if ttl < 1 or ttl != int(ttl):
             raise ConfigError("ttl", f"{ttl:g}: expected whole seconds, 1 or more")
@@ -112,12 +114,15 @@ class Lease:
         """Of the present holding, or of the last one: the stream sequence of its acquisition."""
         self.holder: Holder | None = None
         """Who had it at the last look; None: nobody."""
+        self.previous: Holder | None = None
+        """The last one seen to have it, other than this one."""
         self._transport = transport
         self._subjects = subjects
         self._subject = subjects.lease(name)
         self._record = Holder(new_id(), now(), socket.gethostname(), os.getpid(), about, self.ttl)
         self._on_gained = on_gained
         self._on_lost = on_lost
+        self._on_other = on_other
         self._revision = 0
         self._until = 0.0
         self._renewed = 0.0
@@ -154,6 +159,13 @@ class Lease:
                     await self._subscription.unsubscribe()
                 if had_it:
                     await self._release()
+
+    async def settled(self) -> bool:
+        """Wait until it is known who has it; whether this process has."""
+        while not self.held and self.holder is None:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.held
 
     async def gained(self) -> int:
         """Wait until this process is the holder; the token."""
@@ -202,9 +214,7 @@ class Lease:
             self._sure = True
         async with asyncio.timeout(ACT * self.ttl):
             stored = await self._transport.last_message(LEASES.name, self._subject)
-            self.holder = read(stored)
-            ours = self.holder is not None and self.holder.holder == self._record.holder
-            if stored is not None and not ours:
+            if stored is not None and not self._see(stored):
                 return
             self._record.since, self._record.token = now(), 0
             began = clock()
@@ -223,12 +233,25 @@ class Lease:
         """Somebody else has it, or an earlier renewal was stored and only its confirmation was lost."""
         async with asyncio.timeout(RENEW * self.ttl):
             stored = await self._transport.last_message(LEASES.name, self._subject)
-        self.holder = read(stored)
-        if stored is not None and self.holder is not None and self.holder.holder == self._record.holder:
+        if stored is None:
+            self._lose("the renewal was refused: it had ended")
+        elif self._see(stored):
             self._revision = stored.sequence  # not counted as a renewal: the next one follows at once
         else:
-            where = f"pid {self.holder.pid} on {self.holder.host} has it" if self.holder else "it had ended"
-            self._lose(f"the renewal was refused: {where}")
+            other = read(stored)
+            self._lose(f"the renewal was refused: pid {other.pid} on {other.host} has it")
+
+    def _see(self, stored: StoredMessage) -> bool:
+        """Note whose record it is; whether it is ours."""
+        found = read(stored)
+        self.holder = found
+        self._changed.set()
+        if found.holder == self._record.holder:
+            return True
+        known, self.previous = self.previous, found
+        if known is None or known.holder != found.holder:
+            self._call(lambda: self._on_other(found))
+        return False
 
     async def _store(self, expected: int) -> int:
         """Store our record if the last one has the sequence `expected` (0: if there is none); its sequence."""
@@ -244,8 +267,7 @@ class Lease:
     async def _release(self) -> None:
         """Remove our record, and nobody else's: a sequence is given once."""
         stored = await self._transport.last_message(LEASES.name, self._subject)
-        found = read(stored)
-        if stored is not None and found is not None and found.holder == self._record.holder:
+        if stored is not None and read(stored).holder == self._record.holder:
             await self._transport.delete_message(LEASES.name, stored.sequence)
             await self._transport.publish(self._subjects.control(PROMPT), self.name.encode())
 
@@ -295,14 +317,11 @@ async def holders(transport: Transport, subjects: Subjects) -> dict[str, Holder]
     if await transport.stream_info(LEASES.name) is None:
         return {}
     stored = await transport.messages(LEASES.name, subjects.all_leases())
-    found = {message.subject.rpartition(".")[2]: read(message) for message in stored}
-    return {name: holder for name, holder in found.items() if holder is not None}
+    return {message.subject.rpartition(".")[2]: read(message) for message in stored}
 
 
-def read(stored: StoredMessage | None) -> Holder | None:
-    """The record; of somebody unknown if it is none of ours. Its token is known from the first renewal on."""
-    if stored is None:
-        return None
+def read(stored: StoredMessage) -> Holder:
+    """The record; of somebody unknown if it is none of ours. The one that acquires has its own sequence as token."""
     try:
         holder = _decode(stored.data)
     except msgspec.MsgspecError:

@@ -66,6 +66,11 @@ def may_overlap(one: str, other: str) -> bool:
     return len(left) == len(right)
 
 
+def deliveries_exceeded(stream: str) -> str:
+    """Where the broker says that a consumer of the stream will not deliver a message again."""
+    return f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.*"
+
+
 MEMORY_OF_EVERY_TENANT = ("ai.agent.memory.*.*", "ai.agent.memory.*")
 """What a memory service for a whole broker account subscribes to, instead of `memory` and `memory_door` of a tenant."""
 

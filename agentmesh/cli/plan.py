@@ -45,6 +45,7 @@ def make_plan(settings: Settings, targets: Sequence[str] = (), *, only: Iterable
         ),
         policy=RestartPolicy(max_restarts=settings.defaults.restart.max, period=settings.defaults.restart.window),
         grace=settings.node.grace,
+        ttl=settings.supervisor.ttl,
     )
 
 

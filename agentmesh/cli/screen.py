@@ -52,6 +52,7 @@ class Screen:
         self._plan = plan
         self._agents = {agent.name: _Shown(agent.isolation, agent.replicas) for agent in plan.agents}
         self._is_ready = False
+        self._stands_by = False
         self._is_stopping = False
         self._show: dict[type[Any], Callable[[Any], None]] = {
             events.BrokerReady: self._broker,
@@ -59,6 +60,7 @@ class Screen:
             events.AgentState: self._agent,
             events.Ready: self._ready,
             events.LogLine: self._log,
+            events.Elected: self._elected,
             events.Restarted: self._restarted,
             events.Reloaded: self._reloaded,
             events.Warned: self._warned,
@@ -89,6 +91,14 @@ class Screen:
             self._bullet("storage", f"{_short(event.store)}/", "survives restarts (--store memory: does not)")
         elif event.embedded:
             self._bullet("storage", "memory", "gone when this ends (--store DIR: kept)")
+
+    def _elected(self, event: events.Elected) -> None:
+        """Being the only one is not worth a line."""
+        if event.active and self._stands_by:
+            self._line("~ this supervisor is the active one now")
+        elif not event.active:
+            self._line(f"~ standing by for the chores: {event.supervisor} does them")
+        self._stands_by = not event.active
 
     def _service(self, event: events.ServiceReady) -> None:
         if self._is_ready:

@@ -86,6 +86,13 @@ class NodeSettings(Table):
     """Seconds agents get to finish when they are stopped; then they are killed."""
 
 
+class SupervisorSettings(Table):
+    """Several `agentmesh up` at one broker: one is active, the others stand by."""
+
+    ttl: Duration = 5.0
+    """Seconds until another one takes over from one that was killed: whole seconds, 1 or more."""
+
+
 class MailboxSettings(Table):
     """The queue in front of an agent."""
 
@@ -186,6 +193,7 @@ class Settings(Table):
 
     broker: BrokerSettings = BrokerSettings()
     node: NodeSettings = NodeSettings()
+    supervisor: SupervisorSettings = SupervisorSettings()
     defaults: DefaultSettings = DefaultSettings()
     agents: dict[str, AgentSettings] = {}
     tools: ToolSettings = ToolSettings()

@@ -25,6 +25,7 @@ deadline: what is not done by then is `expired`, whether it waits or runs.
 | `dispatch` | from the door to the queue of an agent                                   |
 | `schedules`| delayed and repeating tasks; `when` checks the times                     |
 | `mover`    | from what is due to the queue of an agent                                |
+| `stuck`    | finds and buries what no consumer will deliver                           |
 """
 
 from agentmesh.tasks.batch import Batch, Finished
@@ -36,6 +37,7 @@ from agentmesh.tasks.job import Chunk, Job, JobEvent, Progress, Restarted
 from agentmesh.tasks.mover import Mover
 from agentmesh.tasks.schedules import Schedule, ScheduleInfo, Schedules
 from agentmesh.tasks.status import TaskStatus
+from agentmesh.tasks.stuck import StuckSweep
 from agentmesh.tasks.wire import DeadBody, Failure, ResultBody
 from agentmesh.tasks.worker import Running, TaskWorker
 
@@ -56,6 +58,7 @@ __all__ = [
     "Schedule",
     "ScheduleInfo",
     "Schedules",
+    "StuckSweep",
     "TaskClient",
     "TaskContext",
     "TaskStatus",

@@ -16,9 +16,9 @@ from agentmesh.errors import AgentMeshError, InvalidMessageError, InvalidNameErr
 from agentmesh.ids import new_id, now
 from agentmesh.subjects import Subjects, token
 from agentmesh.tasks import slot
-from agentmesh.tasks.layout import DEAD
+from agentmesh.tasks.layout import DEAD, TASKS
 from agentmesh.tasks.wire import DeadBody, Failure, ResultBody, decode_dead, encode, is_json
-from agentmesh.transport import Delivery, Transport
+from agentmesh.transport import Delivery, StoredMessage, Transport
 
 _PAGE = 500
 
@@ -41,21 +41,47 @@ async def bury(
     letter = _letter(delivery, reason, task_id or f"bad-{delivery.sequence}")
     letter.agent_id = agent
     letter.task_type = task_type
+    decided = await _entomb(transport, subjects, letter, delivery.sequence, history)
+    await transport.ack(delivery)
+    return decided
+
+
+async def bury_stored(
+    transport: Transport,
+    subjects: Subjects,
+    stored: StoredMessage,
+    reason: str,
+    *,
+    task_id: str = "",
+    agent: str = "",
+    task_type: str = "",
+    history: Sequence[Failure] = (),
+) -> ResultBody:
+    """Like `bury`, for a task that no consumer will deliver any more."""
+    letter = _letter(stored, reason, task_id or f"bad-{stored.sequence}")
+    letter.agent_id = agent
+    letter.task_type = task_type
+    decided = await _entomb(transport, subjects, letter, stored.sequence, history)
+    await transport.delete_message(TASKS, stored.sequence)
+    return decided
+
+
+async def _entomb(
+    transport: Transport, subjects: Subjects, letter: DeadBody, sequence: int, history: Sequence[Failure]
+) -> ResultBody:
     letter.attempts = len(history)
     letter.history = list(history[-_ENTRIES:])
     await _store(transport, subjects, letter)
     verdict = ResultBody(
         letter.task_id,
         "dead",
-        by=f"dead:{delivery.sequence}",
-        agent_id=agent,
-        task_type=task_type,
-        reason=reason[:2000],
+        by=f"dead:{sequence}",
+        agent_id=letter.agent_id,
+        task_type=letter.task_type,
+        reason=letter.reason,
         attempt=letter.attempts,
     )
-    decided = await slot.decide(transport, subjects, verdict)
-    await transport.ack(delivery)
-    return decided
+    return await slot.decide(transport, subjects, verdict)
 
 
 async def bury_message(transport: Transport, subjects: Subjects, delivery: Delivery, reason: str) -> None:
@@ -86,7 +112,7 @@ async def keep_event(
     await _store(transport, subjects, letter)
 
 
-def _letter(delivery: Delivery, reason: str, task_id: str) -> DeadBody:
+def _letter(delivery: Delivery | StoredMessage, reason: str, task_id: str) -> DeadBody:
     readable = is_json(delivery.data)
     return DeadBody(
         task_id,

@@ -149,6 +149,8 @@ class ConsumerInfo:
     redelivered: int
     waiting: int
     """Open pulls."""
+    floor: int
+    """Stream sequence up to which nothing is delivered any more: it was settled, or given up."""
     config: Mapping[str, Any] = field(repr=False)
 
 
@@ -241,6 +243,7 @@ class Admin:
             ack_pending=found["num_ack_pending"],
             redelivered=found["num_redelivered"],
             waiting=found["num_waiting"],
+            floor=found["ack_floor" if found["num_ack_pending"] else "delivered"]["stream_seq"],
             config=found["config"],
         )
 

@@ -5,6 +5,7 @@ from agentmesh.up.detach import Down, down, start_detached
 from agentmesh.up.events import (
     AgentState,
     BrokerReady,
+    Elected,
     LogLine,
     Ready,
     Reloaded,
@@ -26,6 +27,7 @@ __all__ = [
     "BrokerPlan",
     "BrokerReady",
     "Down",
+    "Elected",
     "LogLine",
     "MemoryPlan",
     "Ready",

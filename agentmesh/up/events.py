@@ -82,6 +82,17 @@ class LogLine(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Elected(Event):
+    """Which of the supervisors of a tenant does the chores, when that is news here."""
+
+    kind = "elected"
+    active: bool
+    """It is this one."""
+    supervisor: str = ""
+    """Name, process and host of the active one, if it is another."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Restarted(Event):
     """A process ended and was started again."""
 
@@ -141,4 +152,16 @@ class Stopped(Event):
     """Somebody did not want to wait, or a process had to be killed."""
 
 
-UpEvent = BrokerReady | ServiceReady | AgentState | Ready | LogLine | Restarted | Reloaded | Warned | Stopping | Stopped
+UpEvent = (
+    BrokerReady
+    | ServiceReady
+    | AgentState
+    | Ready
+    | LogLine
+    | Elected
+    | Restarted
+    | Reloaded
+    | Warned
+    | Stopping
+    | Stopped
+)

@@ -20,6 +20,7 @@ from agentmesh.supervisor.control import call
 from agentmesh.supervisor.process import Fields
 from agentmesh.transport import Message, Subscription, Transport
 from agentmesh.up.events import AgentState, Reloaded, Restarted, ServiceReady, UpEvent, Warned
+from agentmesh.up.keeper import MemoryKeeper
 from agentmesh.up.members import Kind, Launches, Member
 from agentmesh.up.placement import NodePlan, copied, node_agent, own_node, place
 from agentmesh.up.plan import AgentPlan, UpPlan
@@ -83,6 +84,7 @@ class Fleet:
         """Nodes with new code that have not proved yet that they can replace the old ones: nobody hears of them."""
         self._generations: dict[str, int] = {}
         self._presence: Subscription | None = None
+        self._memory: MemoryKeeper | None = None
         self._telling: set[asyncio.Task[None]] = set()
         self._tree = Supervisor("fleet")
         self._changing = asyncio.Lock()
@@ -94,8 +96,16 @@ class Fleet:
         self._presence = await self._transport.subscribe(self._subjects.control(PRESENCE), self._on_presence)
         starts = []
         if self.plan.memory.enabled:
-            memory = self._member("memory", "memory", lambda: self._launches.memory("memory", memory_path))
-            starts.append(tree.add(memory.spec()))
+            self._memory = MemoryKeeper(
+                self._transport,
+                self._subjects,
+                memory_path,
+                ttl=self.plan.ttl,
+                begin=lambda: self._begin_memory(memory_path),
+                end=self._end_memory,
+                emit=self._emit,
+            )
+            starts.append(self._memory.start())
         tools = [
             self._member("tools", f"tools-{number}", partial(self._launches.tools, f"tools-{number}"))
             for number in range(1, self.plan.tools.executors + 1)
@@ -111,12 +121,26 @@ class Fleet:
     async def stop(self) -> None:
         """Stop everything in the reverse order: nodes first, so that what they finish finds its tools and memory."""
         self._retired.update(self.members)
-        there = {child.name for child in self._tree.children()}
         for name in ("nodes", "tools", "memory"):
-            if name in there:
-                await self._tree.remove(name)
+            await self._remove(name)
+        if self._memory is not None:
+            await self._memory.stop()
         if self._presence is not None:
             await self._presence.unsubscribe()
+
+    async def _remove(self, name: str) -> None:
+        if any(child.name == name for child in self._tree.children()):
+            await self._tree.remove(name)
+
+    async def _begin_memory(self, path: str) -> None:
+        memory = self._member("memory", "memory", lambda: self._launches.memory("memory", path))
+        await self._tree.add(memory.spec())
+
+    async def _end_memory(self) -> None:
+        self._retired.add("memory")
+        await self._remove("memory")
+        self.members.pop("memory", None)
+        self._retired.discard("memory")
 
     def kill(self) -> None:
         """End every process at once."""

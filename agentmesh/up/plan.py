@@ -132,6 +132,8 @@ class UpPlan:
     """How often a failing process is restarted."""
     grace: float = 10.0
     """Seconds that agents get to finish when they are stopped."""
+    ttl: float = 5.0
+    """Whole seconds until another supervisor takes over from one that was killed."""
     reload: bool = False
     """Watch the sources and replace nodes whose code changed."""
     watch: tuple[Path, ...] = ()
@@ -150,6 +152,8 @@ class UpPlan:
                 raise ConfigError(f"agents.{agent.name}.env", 'needs isolation = "process"')
             if agent.replicas < 0:
                 raise ConfigError(f"agents.{agent.name}.replicas", f"{agent.replicas}: expected 0 or more")
+        if self.ttl < 1 or self.ttl != int(self.ttl):
+            raise ConfigError("supervisor.ttl", f"{self.ttl:g}: expected whole seconds, 1 or more")
         if self.nodes < 1:
             raise ConfigError("nodes", f"{self.nodes}: expected 1 or more")
 

@@ -14,20 +14,21 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from agentmesh import brokercheck, ports, runfile
 from agentmesh.broker import BrokerOptions, EmbeddedBroker
 from agentmesh.errors import AgentMeshError
-from agentmesh.ids import now
+from agentmesh.ids import new_id, now
 from agentmesh.local import dispatcher
 from agentmesh.subjects import Subjects
 from agentmesh.supervisor import ChildSpec, RestartPolicy, Supervisor, SupervisorEvent
-from agentmesh.tasks import Dispatcher, Mover
+from agentmesh.tasks import Dispatcher, Mover, StuckSweep
 from agentmesh.transport import Transport
+from agentmesh.up.chores import Chores
 from agentmesh.up.door import MessageDoor
-from agentmesh.up.events import BrokerReady, LogLine, Ready, Restarted, Stopped, Stopping, UpEvent, Warned
+from agentmesh.up.events import BrokerReady, Elected, LogLine, Ready, Restarted, Stopped, Stopping, UpEvent, Warned
 from agentmesh.up.fleet import Fleet
 from agentmesh.up.logs import LogBook, LogForwarder
 from agentmesh.up.members import BrokerChild, watched
@@ -64,6 +65,9 @@ class Up:
         self._dispatcher: Dispatcher | None = None
         self._mover: Mover | None = None
         self._door: MessageDoor | None = None
+        self.chores: Chores | None = None
+        self.id = new_id()
+        """Of this run: names are not unique."""
         self._operations: Operations | None = None
         self._watching: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
@@ -184,7 +188,13 @@ class Up:
         self._door = MessageDoor(self.transport, self._subjects)
         self._dispatcher = dispatcher(self.transport, self._subjects)
         self._mover = Mover(self.transport, self._subjects)
-        await asyncio.gather(self._door.start(), self._dispatcher.start(), self._mover.start())
+        self.chores = Chores(
+            self.transport, self._subjects, about=self.plan.name, ttl=self.plan.ttl, on_change=self._on_active
+        )
+        sweep = StuckSweep(self.transport, self._subjects, on_buried=self._on_buried, on_unhosted=self._on_unhosted)
+        self.chores.add("stuck sweep", sweep.run)
+        everywhere = (self._door.start(), self._dispatcher.start(), self._mover.start())
+        await asyncio.gather(*everywhere, self.chores.start())
 
     async def _watch(self, fleet: Fleet, since: Stamps) -> None:
         async for files in changes(watched(self.plan), since):
@@ -204,7 +214,7 @@ class Up:
             if beside is not None:
                 beside.cancel()
                 await asyncio.wait([beside])
-        for chore in (self._door, self._mover, self._dispatcher):
+        for chore in (self.chores, self._door, self._mover, self._dispatcher):
             if chore is not None:
                 await chore.stop()
         if self.fleet is not None:
@@ -250,6 +260,22 @@ class Up:
                 store=str(Path(store).absolute()) if broker and store else "",
             )
         )
+
+    def _on_active(self, active: bool) -> None:
+        other = self.chores.holder if self.chores is not None and not active else None
+        supervisor = f"{other.about} (pid {other.pid} on {other.host})" if other else ""
+        if active or (supervisor and other and other.pid != os.getpid()):
+            self._emit(Elected(active=active, supervisor=supervisor))
+
+    def _on_buried(self, task_id: str, reason: str) -> None:
+        hint = f"see: agentmesh dead show {task_id}"
+        self._emit(Warned(source="tasks", text=f"{task_id} was stuck and is a dead letter: {reason}", hint=hint))
+
+    def _on_unhosted(self, agents: Mapping[str, int]) -> None:
+        if agents:
+            waiting = ", ".join(f"{name} ({count})" for name, count in sorted(agents.items()))
+            text = f"tasks wait for agents that nobody hosts: {waiting}"
+            self._emit(Warned(source="tasks", text=text, hint="start them, or cancel the tasks: agentmesh task ls"))
 
     def _on_broker(self, event: SupervisorEvent) -> None:
         if event.kind == "exited":
