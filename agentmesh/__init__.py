@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from agentmesh.agent import Agent, CellOptions, handler
     from agentmesh.budgets import Budget
     from agentmesh.context import Context, budget
-    from agentmesh.errors import AgentMeshError, Reject, Retry
+    from agentmesh.errors import AgentMeshError, Finish, Reject, Retry
     from agentmesh.limits import Limit
     from agentmesh.mesh import Mesh, connect
     from agentmesh.messages import Event, Prompt, Request, Task, Terminated, Text
@@ -24,7 +24,7 @@ _MODULES = {
     "agentmesh.agent": ("Agent", "CellOptions", "handler"),
     "agentmesh.budgets": ("Budget",),
     "agentmesh.context": ("Context", "budget"),
-    "agentmesh.errors": ("AgentMeshError", "Reject", "Retry"),
+    "agentmesh.errors": ("AgentMeshError", "Finish", "Reject", "Retry"),
     "agentmesh.limits": ("Limit",),
     "agentmesh.mesh": ("Mesh", "connect"),
     "agentmesh.messages": ("Event", "Prompt", "Request", "Task", "Terminated", "Text"),
@@ -46,6 +46,7 @@ __all__ = [
     "Chunk",
     "Context",
     "Event",
+    "Finish",
     "Job",
     "Limit",
     "Mesh",

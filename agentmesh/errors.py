@@ -67,7 +67,8 @@
     ├── SupervisionError                a process or agent tree
     │   ├── RestartIntensityError
     │   └── AlreadyRunningError
-    └── Retry, Reject                   raised by task handlers to decide what happens to the task
+    ├── Retry, Reject                   raised by task handlers to decide what happens to the task
+    └── Finish                          raised by event handlers: the agent is done
 
 Errors hold plain fields only, so they survive pickling and travel over the wire
 (`error_to_wire`, `error_from_wire`).
@@ -917,6 +918,17 @@ class Reject(AgentMeshError):
         return self.reason
 
 
+class Finish(AgentMeshError):
+    """Raise in the handler of an event: the agent is done and ends in good order; a permanent one starts again."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason or "it finished"
+
+
 # ---------------------------------------------------------------- the wire
 
 
@@ -930,7 +942,7 @@ def _tree(root: type[AgentMeshError]) -> dict[str, type[AgentMeshError]]:
 
 _KINDS = _tree(AgentMeshError)
 # What a handler says about its own task is no verdict on whoever asked it.
-del _KINDS["Retry"], _KINDS["Reject"]
+del _KINDS["Retry"], _KINDS["Reject"], _KINDS["Finish"]
 
 
 def error_to_wire(error: BaseException) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from agentmesh.agent.barrier import Barrier
 from agentmesh.agent.durable import DurableMailbox
 from agentmesh.client import CANCEL, Client
 from agentmesh.crashes import Crashes
-from agentmesh.errors import AgentMeshError, AgentStoppedError, ConfigError
+from agentmesh.errors import AgentMeshError, AgentStoppedError, ConfigError, Finish
 from agentmesh.orders import StandingOrders
 from agentmesh.presence import Heart
 from agentmesh.registry import AgentInfo, MessageInfo, near_misses
@@ -127,8 +127,9 @@ class Hosted:
         self._supervisor = supervisor
 
     async def wait(self) -> Exit:
-        """Wait for the failure of this life."""
-        return Exit(await asyncio.shield(self.cell.failed))
+        """Wait for the end of this life."""
+        error = await asyncio.shield(self.cell.failed)
+        return Exit(detail=str(error)) if isinstance(error, Finish) else Exit(error)
 
     async def stop(self, timeout: float) -> None:
         """Stop taking messages and tasks, and finish or give back what is under way. For the supervisor."""

@@ -34,6 +34,7 @@ from agentmesh.errors import (
     AgentMeshError,
     AgentStoppedError,
     AskerGoneError,
+    Finish,
     InvalidMessageError,
     MailboxFullError,
     NoHandlerError,
@@ -106,7 +107,7 @@ class AgentCell:
         self.started_at = now()
         self.counters = Counters()
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        """Set when this life has failed, or the next one could not begin; another one after each restart."""
+        """Set when this life has ended, or the next one could not begin; another one after each restart."""
         self.on_crash: Callable[[Crash], None] = lambda crash: None
         """Called when a life has failed, or the next one could not begin; must not block."""
         self.barrier: Barrier | None = None
@@ -398,7 +399,7 @@ class AgentCell:
             return
         failure = await self._handling.process(letter, life.instance, worker)
         if failure is not None:
-            self._fail(life, letter, *failure)
+            self._fail(life, *failure, letter)
 
     def _is_in_vain(self, letter: Letter) -> bool:
         """Whether nobody waits for the answer any more."""
@@ -424,7 +425,18 @@ class AgentCell:
         """Run the handler of an event of the durable mailbox when the agent has a free slot; raises as `run_task`."""
         entry, context = self.behaviour.handlers[event._wire_name], context_of(self.name, envelope)
         enter(context)
-        await self._as_guest(lambda agent: entry.call(agent, event, context))
+        finished: list[Finish] = []
+
+        async def call(agent: Agent) -> None:
+            try:
+                await entry.call(agent, event, context)
+            except Finish as finish:
+                finished.append(finish)
+
+        life = self._life
+        await self._as_guest(call)
+        if finished and life is not None:
+            self._fail(life, finished[0])
 
     async def _as_guest(self, call: Callable[[Agent], Awaitable[Any]]) -> Any:
         """Run a handler in the task of the caller."""
@@ -493,15 +505,19 @@ class AgentCell:
                 log.warning("%s: %s was cancelled at its deadline", self.name, letter.envelope.message_type)
 
     # ------------------------------------------------------------ failure
-    def _fail(self, life: Life, letter: Letter, error: BaseException, message: Message) -> None:
-        """An event handler failed and nobody waits for an answer: the supervisor is told, and starts a new life."""
+    def _fail(
+        self, life: Life, error: BaseException, message: Message | None = None, letter: Letter | None = None
+    ) -> None:
+        """An event handler failed, and nobody waits for an answer, or finished: the supervisor decides what is next."""
         if life.over:
             return
-        life.over, life.cause = True, (error, message)
-        self.problem = f"{type(error).__name__}: {error}"
+        life.over = True
         if not self._stopping:
             self.state = "restarting"
-        self.on_crash(Crash(error, letter))
+        if not isinstance(error, Finish):
+            life.cause = error, message
+            self.problem = f"{type(error).__name__}: {error}"
+            self.on_crash(Crash(error, letter))
         if not self.failed.done():
             self.failed.set_result(error)
 

@@ -12,7 +12,7 @@ from agentmesh.agent.answers import Answers
 from agentmesh.agent.declare import Agent
 from agentmesh.agent.letter import Counters, Letter
 from agentmesh.context import Context, enter, leave
-from agentmesh.errors import AgentMeshError, AskerGoneError, InvalidMessageError
+from agentmesh.errors import AgentMeshError, AskerGoneError, Finish, InvalidMessageError
 from agentmesh.messages import Message
 from agentmesh.streaming import StreamWriter
 from agentmesh.tasks import TaskClient
@@ -50,7 +50,8 @@ class Handling:
         """Decode the body, run the handler in the `worker` that calls this, answer, count.
 
         Returns:
-            What an event handler raised, with the event: nobody waits for its answer, so the agent has failed.
+            What an event handler raised, with the event: nobody waits for its answer, so the agent has failed, or
+            finished.
         """
         envelope, entry = letter.envelope, letter.handler
         try:
@@ -136,6 +137,9 @@ class Handling:
         """A handler did not return: say so to whoever should know."""
         if isinstance(error, AskerGoneError):
             return None
+        if isinstance(error, Finish) and letter.handler.kind == "event":
+            self._counters.handled += 1
+            return error, message
         self._counters.failed += 1
         kind = letter.envelope.message_type
         if letter.handler.kind != "event":

@@ -29,7 +29,7 @@ class Life:
         """Tasks that run a handler in a slot, though they are not ours; and whether we cancelled them."""
         self.over = False
         """Nothing new begins in this life."""
-        self.cause: tuple[BaseException, Message] | None = None
+        self.cause: tuple[BaseException, Message | None] | None = None
         """The failure that ended it, and the event whose handler failed."""
 
     def take(self) -> None:

@@ -2,9 +2,19 @@
 
 from agentmesh.supervisor.policy import Intensity, RestartPolicy
 from agentmesh.supervisor.process import Launch, ProcessChild, kill_group
-from agentmesh.supervisor.tree import Child, ChildInfo, ChildSpec, Exit, Supervisor, SupervisorEvent
+from agentmesh.supervisor.tree import (
+    AutoShutdown,
+    Child,
+    ChildInfo,
+    ChildSpec,
+    Exit,
+    Strategy,
+    Supervisor,
+    SupervisorEvent,
+)
 
 __all__ = [
+    "AutoShutdown",
     "Child",
     "ChildInfo",
     "ChildSpec",
@@ -13,6 +23,7 @@ __all__ = [
     "Launch",
     "ProcessChild",
     "RestartPolicy",
+    "Strategy",
     "Supervisor",
     "SupervisorEvent",
     "kill_group",

@@ -32,7 +32,10 @@ RESTART_TYPES = ("permanent", "transient", "temporary")
 Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
 """Who is restarted with a failed child: nobody, all its siblings, or those started after it."""
 
-EventKind = Literal["started", "exited", "restarting", "gave_up", "stopped"]
+AutoShutdown = Literal["never", "any_significant", "all_significant"]
+"""Whether a supervisor ends in good order when one, or the last, of its significant children has ended by itself."""
+
+EventKind = Literal["started", "exited", "restarting", "gave_up", "stopped", "shut_down"]
 
 STOP_MARGIN = 2.0
 """Seconds beyond its `shutdown_timeout` after which a child that does not return from `stop` is abandoned."""
@@ -76,10 +79,14 @@ class ChildSpec:
     """`permanent`, `transient` or `temporary`: started again always, after a failure, or never."""
     shutdown_timeout: float = 10.0
     """Seconds for an orderly stop before force is used; `inf` for supervisors, whose children have their own."""
+    significant: bool = False
+    """Its end may end the supervisor: see `AutoShutdown`. Not for a permanent child, which never ends by itself."""
 
     def __post_init__(self) -> None:
         if self.restart not in RESTART_TYPES:
             raise ConfigError("restart", f"{self.restart!r}: expected one of {', '.join(RESTART_TYPES)}")
+        if self.significant and self.restart == "permanent":
+            raise ConfigError("significant", f"{self.name} is permanent: it would be restarted, and never end")
 
     def wants_restart(self, exit: Exit) -> bool:
         """Whether this child is to be started again after such an end."""
@@ -127,6 +134,7 @@ class Supervisor:
         name: For events and logs.
         policy: How often its children, taken together, may be restarted.
         strategy: Who is restarted with a failed child.
+        auto_shutdown: Whether the end of significant children ends the supervisor.
         parallel: The children do not need each other, so they are stopped at the same time.
         on_event: Called with everything that happens to a child; must not block.
         on_escalation: Called when the supervisor has given up, after all its children were stopped.
@@ -138,6 +146,7 @@ class Supervisor:
         *,
         policy: RestartPolicy | None = None,
         strategy: Strategy = "one_for_one",
+        auto_shutdown: AutoShutdown = "never",
         parallel: bool = False,
         on_event: Callable[[SupervisorEvent], None] | None = None,
         on_escalation: Callable[[BaseException], None] | None = None,
@@ -145,6 +154,7 @@ class Supervisor:
         self.name = name
         self.policy = policy or RestartPolicy()
         self._strategy = strategy
+        self._auto_shutdown = auto_shutdown
         self._parallel = parallel
         self._on_event = on_event
         self._on_escalation = on_escalation
@@ -256,7 +266,7 @@ class Supervisor:
             self._finish(Exit(detail="stopped"))
 
     async def wait(self) -> Exit:
-        """Wait until it was stopped, or gave up: then the exit holds the `RestartIntensityError`."""
+        """Wait until it was stopped, shut itself down, or gave up: then the exit holds the `RestartIntensityError`."""
         return await asyncio.shield(self._over)
 
     def children(self) -> list[ChildInfo]:
@@ -269,6 +279,10 @@ class Supervisor:
             raise SupervisionError(f"supervisor {self.name!r} has ended")
         if spec.name in self._entries:
             raise SupervisionError(f"supervisor {self.name!r} has a child {spec.name!r} already")
+        if spec.significant and self._auto_shutdown == "never":
+            raise SupervisionError(
+                f"{spec.name!r} is significant, but supervisor {self.name!r} never shuts itself down"
+            )
         entry = self._entries[spec.name] = _Entry(spec)
         return entry
 
@@ -302,6 +316,8 @@ class Supervisor:
             await self._let_go(entry)
             if entry.spec.restart == "temporary":
                 self._entries.pop(entry.spec.name, None)
+            if self._is_to_shut_down(entry):
+                await self._shut_down(entry, exit)
             return
         nth = self._intensity.count(asyncio.get_running_loop().time())
         if not nth:
@@ -315,6 +331,19 @@ class Supervisor:
         again = [sibling for sibling in affected if sibling.spec.restart != "temporary"]
         self._tell("restarting", entry, str(exit))
         self._bring_back(again, self.policy.delay(nth))
+
+    def _is_to_shut_down(self, ended: _Entry) -> bool:
+        """Whether the end of this child, by itself and for good, ends all."""
+        if not ended.spec.significant:
+            return False
+        others = (other for other in self._entries.values() if other is not ended and other.spec.significant)
+        return self._auto_shutdown == "any_significant" or all(other.state == "ended" for other in others)
+
+    async def _shut_down(self, entry: _Entry, exit: Exit) -> None:
+        """In good order, as if somebody had stopped it: a transient supervisor is not started again for it."""
+        await self._stop_all(None)
+        self._finish(Exit(detail=f"shut down, because {entry.spec.name} ended: {exit}"))
+        self._tell("shut_down", entry, str(exit))
 
     def _siblings(self, entry: _Entry) -> list[_Entry]:
         """The child and those that are restarted with it."""

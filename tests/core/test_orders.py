@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from agentmesh import Agent, Event, Mesh, Request, Task, handler
+from agentmesh import Agent, Event, Finish, Mesh, Request, Task, handler
 from agentmesh.errors import AgentPausedError, QuarantinedError, UsageError
 from agentmesh.happenings import recent
 from agentmesh.orders import Orders
@@ -259,3 +259,47 @@ def _restarted(mesh: Mesh, times: int) -> Callable[[], Awaitable[bool]]:
         return bool(infos) and infos[0].restarts >= times and infos[0].state == "ready"
 
     return check
+
+
+class Errand(Event):
+    pass
+
+
+class Letter(Event, durable=True):
+    pass
+
+
+class Runner(Agent):
+    restart = "transient"
+
+    @handler
+    async def ping(self, message: Ping) -> str:
+        return "pong"
+
+    @handler
+    async def errand(self, event: Errand) -> None:
+        raise Finish("done for today")
+
+    @handler
+    async def letter(self, event: Letter) -> None:
+        raise Finish("delivered")
+
+
+async def test_an_agent_that_finishes_ends_in_good_order_and_is_restarted_only_if_it_is_permanent(mesh: Mesh) -> None:
+    class Eternal(Runner):
+        restart = "permanent"
+
+    for event in (Errand(), Letter()):
+        await mesh.spawn(Runner)
+        async with asyncio.timeout(5), mesh.watch("runner") as watch:
+            await mesh.tell("runner", event, timeout=2)
+            await anext(watch)
+    eternal = await mesh.spawn(Eternal)
+    await eternal.tell(Errand(), timeout=2)
+
+    async def restarted() -> bool:
+        return (await mesh.agents("eternal"))[0].restarts == 1
+
+    await eventually(restarted)
+    assert await eternal.ask(Ping()) == "pong"
+    assert await recent(mesh.transport, mesh.subjects) == []

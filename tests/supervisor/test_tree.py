@@ -31,6 +31,9 @@ class Part:
     async def wait(self) -> Exit:
         return await asyncio.shield(self.over)
 
+    def finish(self) -> None:
+        self.over.set_result(Exit(detail="done"))
+
     def crash(self, problem: str = "boom") -> None:
         self.over.set_result(Exit(ValueError(problem)))
 
@@ -44,7 +47,7 @@ class Yard:
         self.refuse: set[str] = set()
         self._changed = asyncio.Event()
 
-    def spec(self, name: str, restart: str = "permanent") -> ChildSpec:
+    def spec(self, name: str, restart: str = "permanent", *, significant: bool = False) -> ChildSpec:
         async def start() -> Part:
             self.log.append(f"start {name}")
             self._changed.set()
@@ -53,7 +56,7 @@ class Yard:
             part = self.parts[name] = Part(name, self.log)
             return part
 
-        return ChildSpec(name, start, restart=restart)
+        return ChildSpec(name, start, restart=restart, significant=significant)
 
     async def until(self, done: Callable[[], bool]) -> None:
         async with asyncio.timeout(5):
@@ -351,3 +354,94 @@ def test_an_unknown_restart_type_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="expected one of permanent"):
         ChildSpec("a", start, restart="always")
+
+
+async def test_the_end_of_any_significant_child_shuts_the_supervisor_down_in_good_order(yard: Yard) -> None:
+    supervisor = Supervisor("s", policy=FAST, auto_shutdown="any_significant", on_event=yard.heard)
+    await supervisor.start(
+        [yard.spec("a"), yard.spec("b", "transient", significant=True), yard.spec("c", "temporary", significant=True)]
+    )
+
+    yard.parts["b"].finish()
+    exit = await supervisor.wait()
+
+    assert exit.error is None
+    assert "b ended: done" in exit.detail
+    assert [entry for entry in yard.log if entry.startswith("stop ")] == ["stop b", "stop c", "stop a"]
+    assert supervisor.children() == []
+
+
+async def test_a_significant_child_that_is_restarted_has_not_ended(yard: Yard) -> None:
+    supervisor = Supervisor("s", policy=FAST, auto_shutdown="any_significant", on_event=yard.heard)
+    await supervisor.start([yard.spec("a", "transient", significant=True)])
+
+    yard.parts["a"].crash()
+
+    await yard.until(lambda: yard.times("start a") == 2)
+    yard.parts["a"].finish()
+    assert (await supervisor.wait()).error is None
+
+
+async def test_all_significant_children_must_have_ended(yard: Yard) -> None:
+    supervisor = Supervisor("s", policy=FAST, auto_shutdown="all_significant", on_event=yard.heard)
+    await supervisor.start(
+        [yard.spec("a"), yard.spec("b", "transient", significant=True), yard.spec("c", "temporary", significant=True)]
+    )
+
+    yard.parts["c"].crash()
+    await yard.until(lambda: yard.times("exited c") == 1)
+    await settled()
+    assert [child.name for child in supervisor.children() if child.state == "running"] == ["a", "b"]
+    yard.parts["b"].finish()
+
+    assert (await supervisor.wait()).error is None
+
+
+async def test_a_significant_sibling_that_goes_with_a_failed_child_shuts_nothing_down(yard: Yard) -> None:
+    supervisor = Supervisor(
+        "s", policy=FAST, strategy="one_for_all", auto_shutdown="any_significant", on_event=yard.heard
+    )
+    await supervisor.start([yard.spec("a"), yard.spec("b", "temporary", significant=True)])
+
+    yard.parts["a"].crash()
+
+    await yard.until(lambda: yard.times("start a") == 2)
+    assert [child.name for child in supervisor.children()] == ["a"]
+    await supervisor.stop()
+
+
+async def test_a_child_stopped_by_hand_shuts_nothing_down(yard: Yard) -> None:
+    supervisor = Supervisor("s", auto_shutdown="any_significant")
+    await supervisor.start([yard.spec("a"), yard.spec("b", "transient", significant=True)])
+
+    await supervisor.remove("b")
+
+    assert [child.name for child in supervisor.children()] == ["a"]
+    await supervisor.stop()
+
+
+async def test_a_supervisor_that_shut_itself_down_is_not_restarted_where_it_is_transient(yard: Yard) -> None:
+    inner: list[Supervisor] = []
+
+    async def start() -> Supervisor:
+        one = Supervisor("inner", auto_shutdown="any_significant")
+        await one.start([yard.spec("a", "transient", significant=True)])
+        inner.append(one)
+        return one
+
+    outer = Supervisor("outer", policy=FAST, on_event=yard.heard)
+    await outer.start([ChildSpec("inner", start, restart="transient", shutdown_timeout=math.inf)])
+
+    yard.parts["a"].finish()
+    await yard.until(lambda: yard.times("exited inner") == 1)
+    await settled()
+
+    assert len(inner) == 1
+    await outer.stop()
+
+
+async def test_what_makes_no_sense_as_significant_is_refused(yard: Yard) -> None:
+    with pytest.raises(ConfigError, match="permanent"):
+        yard.spec("a", "permanent", significant=True)
+    with pytest.raises(SupervisionError, match="never shuts itself down"):
+        await Supervisor("s").start([yard.spec("a", "transient", significant=True)])
