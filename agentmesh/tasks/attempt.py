@@ -288,6 +288,9 @@ class Attempt:
             case Decided(body, status):
                 if body is not None:
                     status = await self._decide(body)
+                elif self.delivery.attempt > 1 and status and status != "dead":
+                    # A worker that died in the middle of burying it may have left a letter.
+                    await dead.withdraw(self.bench.transport, self.bench.subjects, self.task_id)
                 if status in lineage.ENDED and self._may_have_children():
                     await lineage.prompt(self.bench.transport, self.bench.subjects, self.task_id)
                 await self.bench.transport.ack(self.delivery)

@@ -1,7 +1,8 @@
 """Dead letters: tasks and durable events that were given up, with reason and history, kept for 30 days.
 
 Burying is ours, not the broker's: first the copy, then the verdict, then the removal from the queue. A crash in between
-repeats it, with the same effect.
+repeats it, with the same effect. Where the verdict comes too late, because the task was cancelled or completed by
+somebody else meanwhile, the copy is taken back: who has a dead letter is dead.
 """
 
 from __future__ import annotations
@@ -81,7 +82,15 @@ async def _entomb(
         reason=letter.reason,
         attempt=letter.attempts,
     )
-    return await slot.decide(transport, subjects, verdict)
+    decided = await slot.decide(transport, subjects, verdict)
+    if decided.status != "dead":
+        await withdraw(transport, subjects, letter.task_id)
+    return decided
+
+
+async def withdraw(transport: Transport, subjects: Subjects, task_id: str) -> None:
+    """Take a dead letter back, if there is one: somebody else decided the task before it could be decided `dead`."""
+    await transport.purge(DEAD, subjects.dead(task_id))
 
 
 async def bury_message(transport: Transport, subjects: Subjects, delivery: Delivery, reason: str) -> None:

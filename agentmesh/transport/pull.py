@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -72,6 +71,7 @@ class _Lane:
     def __init__(self, consumer: PullConsumer, base: str) -> None:
         self._consumer = consumer
         self._base = base
+        self._loop = asyncio.get_running_loop()
         self._count = 0
         self._subscription: Subscription | None = None
         self.over: asyncio.Future[None] | None = None
@@ -92,7 +92,7 @@ class _Lane:
         if self._subscription is None:
             raise RuntimeError("call start() of the PullConsumer before pulling")
         self._count += 1
-        self.open, self.left, self.heard = True, n, time.monotonic()
+        self.open, self.left, self.heard = True, n, self._loop.time()
         self.deadline = self.heard + expires
         return f"{self._base}.{self._count}"
 
@@ -102,7 +102,7 @@ class _Lane:
             self.over.set_result(None)
 
     def _on_message(self, message: Message) -> None:
-        self.heard = time.monotonic()
+        self.heard = self._loop.time()
         if message.reply.startswith("$JS.ACK."):  # only deliveries have it; a user's `Status` header is data
             delivery = Delivery(message)
             self.left -= 1
@@ -230,7 +230,7 @@ class PullConsumer:
         self._look_later()
         if self._mending is not None or self._connection.state != "connected":
             return
-        lane, now = self._waiting, time.monotonic()
+        lane, now = self._waiting, asyncio.get_running_loop().time()
         silent = now - lane.heard > 2 * HEARTBEAT
         if silent or now > lane.deadline or not lane.open or self._generation != self._connection.generation:
             self._wait_for(lane.left)
