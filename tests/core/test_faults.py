@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agentmesh import Agent, Event, Mesh, Prompt, Request, connect, handler
+from agentmesh.chaos import Server
 from agentmesh.client import Undelivered
 from agentmesh.errors import (
     DeadlineExceededError,
@@ -18,7 +19,6 @@ from agentmesh.errors import (
     StreamIdleError,
 )
 from agentmesh.transport import Message
-from tests.harness.server import Server
 from tests.transport.tools import States
 
 

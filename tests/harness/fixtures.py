@@ -7,9 +7,8 @@ from typing import Protocol
 
 import pytest
 
+from agentmesh.chaos import Server, TcpProxy
 from tests.harness.process import Process, spawn_python
-from tests.harness.proxy import TcpProxy
-from tests.harness.server import Server
 
 
 class SpawnProcess(Protocol):

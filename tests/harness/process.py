@@ -9,10 +9,10 @@ import re
 import signal
 import sys
 import textwrap
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from agentmesh.chaos.processes import alive, kill_pid, pause_pid
 from agentmesh.lifeline import child_preexec
 from tests.harness.waiting import eventually
 
@@ -170,42 +170,6 @@ async def spawn_python(module_or_code: str, *args: str, env: Mapping[str, str] |
         preexec_fn=child_preexec(signal.SIGKILL),
     )
     return Process(process, module_or_code if is_module else "the spawned code", mark.encode())
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that ended but was not waited for yet (a zombie) does not."""
-    state = _stat(pid)
-    return state is not None and state[0] not in "ZX"
-
-
-def children(pid: int) -> list[int]:
-    """Pids of the direct children that are alive."""
-    pids = (int(entry.name) for entry in Path("/proc").glob("[0-9]*"))
-    stats = ((child, _stat(child)) for child in pids)
-    return [child for child, stat in stats if stat and stat[0] not in "ZX" and int(stat[1]) == pid]
-
-
-def kill_pid(pid: int) -> None:
-    """SIGKILL; does nothing when there is no such process."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def pause_pid(pid: int) -> None:
-    """SIGSTOP; returns when all threads of the process stand still, which takes the kernel a moment."""
-    os.kill(pid, signal.SIGSTOP)
-    while any(
-        path.read_text().rpartition(")")[2].split()[0] != "T" for path in Path(f"/proc/{pid}/task").glob("*/stat")
-    ):
-        time.sleep(0.001)
-
-
-def _stat(pid: int) -> list[str] | None:
-    """Fields of /proc/<pid>/stat from the state on: the name before it may contain anything."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
 
 
 def _environment(pid: int) -> bytes:

@@ -22,6 +22,7 @@ CORE = [
     {"agent"},
     {"supervisor", "crashes", "host", "local", "sync", "mesh", "node"},
     {"up", "testing"},
+    {"chaos"},
     {"cli"},
     {"__main__"},
 ]

@@ -55,6 +55,10 @@ class TcpProxy:
         """Keep all connections, and accept new ones, but let nothing through until `restore`."""
         self._open.clear()
 
+    @property
+    def is_blackhole(self) -> bool:
+        return not self._open.is_set()
+
     def restore(self) -> None:
         """End a blackhole; what was held back is delivered."""
         self._open.set()

@@ -1,4 +1,4 @@
-"""Real nats-servers that can be killed, paused and brought back."""
+"""A real nats-server that can be killed, paused and brought back."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from agentmesh import ports
 from agentmesh.broker import TEMPORARY_PREFIX, BrokerOptions, EmbeddedBroker
-from tests.harness.process import pause_pid
+from agentmesh.chaos.processes import pause_pid
 
 
 class Server:
@@ -48,9 +47,13 @@ class Server:
 
     @property
     def pid(self) -> int:
-        pid = self.broker.pid
-        assert pid is not None, "the server does not run"
-        return pid
+        """0 while it does not run."""
+        return self.broker.pid or 0
+
+    @property
+    def name(self) -> str:
+        """What the server calls itself in the cluster."""
+        return self.broker.options.name
 
     @property
     def running(self) -> bool:
@@ -119,45 +122,3 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.cleanup()
-
-
-class Cluster:
-    """Three servers routed together on loopback; streams may have three replicas.
-
-    A server takes connections at once, but JetStream answers only when the three have a leader: retry until then.
-    """
-
-    def __init__(self, **changes: Any) -> None:
-        """`changes` are fields of `BrokerOptions` for all of them."""
-        self._route_ports = [ports.reserve() for _ in range(3)]
-        routes = ", ".join(f'"nats://127.0.0.1:{reserved.port}"' for reserved in self._route_ports)
-        extra = changes.pop("extra_config", "")
-        self.servers = [
-            Server(
-                name=f"n{number}",
-                extra_config=f'{extra}\ncluster {{ name: test, listen: "127.0.0.1:{here.port}", routes: [{routes}] }}',
-                **changes,
-            )
-            for number, here in enumerate(self._route_ports, start=1)
-        ]
-
-    @property
-    def urls(self) -> list[str]:
-        return [server.url for server in self.servers]
-
-    def named(self, name: str) -> Server:
-        """The server a stream's or consumer's cluster info calls `name`."""
-        return next(server for server in self.servers if server.broker.options.name == name)
-
-    async def __aenter__(self) -> Self:
-        async with asyncio.TaskGroup() as group:
-            for server in self.servers:
-                group.create_task(server.start())
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        async with asyncio.TaskGroup() as group:
-            for server in self.servers:
-                group.create_task(server.cleanup())
