@@ -39,6 +39,7 @@ COMMANDS = {
     "memory": "memory",
     "doctor": "doctor",
     "bench": "bench",
+    "chaos": "chaos",
     "version": "version",
 }
 """Command and the module of `agentmesh.cli` that holds it, in the order of the help."""
