@@ -288,3 +288,50 @@ def test_sizes_are_bytes_or_strings_as_nats_server_reads_them(value: object, siz
 def test_what_is_no_size_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="expected a size"):
         config.parse_size(value)
+
+
+# ---------------------------------------------------------------- schedules
+
+
+def test_a_schedule_of_the_file_is_read(tmp_path: Path) -> None:
+    text = """
+[schedules.nightly]
+task = "Digest"
+data = { day = "yesterday" }
+cron = "0 0 3 * * *"
+tz = "Europe/Berlin"
+to = "summarizer"
+deadline = "1h"
+[schedules.poll]
+task = "Poll"
+every = "5m"
+"""
+    found = load(tmp_path, text).schedules
+
+    assert (found["nightly"].deadline, found["nightly"].data) == (3600.0, {"day": "yesterday"})
+    assert found["poll"].every == 300.0
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ('task = "T"\ncron = "0 3 * * *"', "seconds come first"),
+        ('task = "T"\nevery = "500ms"', "1 or more seconds"),
+        ('task = "T"', "one of the two"),
+        ('task = "T"\nevery = 5\ncron = "@daily"', "one of the two"),
+        ('task = "T"\nevery = 5\ntz = "UTC"', "no time zone"),
+        ('task = "T"\nevery = 5\nto = "a b"', "is not allowed"),
+        ('task = "T"\nevery = 5\npriority = "urgent"', "expected"),
+        ("every = 5", "is missing"),
+        ('task = "T"\nevry = 5', "did you mean 'every'"),
+    ],
+)
+def test_a_schedule_of_the_file_that_cannot_be_is_named(tmp_path: Path, entry: str, said: str) -> None:
+    found = problem(tmp_path, f"[schedules.nightly]\n{entry}\n")
+
+    assert "schedules.nightly" in found
+    assert said in found
+
+
+def test_the_name_of_a_schedule_is_a_name(tmp_path: Path) -> None:
+    assert "schedules.a b" in problem(tmp_path, '[schedules."a b"]\ntask = "T"\nevery = 5\n')

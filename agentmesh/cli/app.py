@@ -36,6 +36,7 @@ COMMANDS = {
     "map": "task",
     "task": "task",
     "dead": "task",
+    "schedule": "schedule",
     "memory": "memory",
     "doctor": "doctor",
     "bench": "bench",

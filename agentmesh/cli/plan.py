@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from agentmesh.agent import Agent, default_name
@@ -10,7 +10,7 @@ from agentmesh.config import AgentSettings, Settings
 from agentmesh.errors import UsageError
 from agentmesh.registry import near_misses
 from agentmesh.supervisor import RestartPolicy
-from agentmesh.up.plan import AgentPlan, BrokerPlan, MemoryPlan, ToolsPlan, UpPlan, default_nodes
+from agentmesh.up.plan import AgentPlan, BrokerPlan, MemoryPlan, SchedulePlan, ToolsPlan, UpPlan, default_nodes
 
 
 def make_plan(settings: Settings, targets: Sequence[str] = (), *, only: Iterable[str] = ()) -> UpPlan:
@@ -43,6 +43,7 @@ def make_plan(settings: Settings, targets: Sequence[str] = (), *, only: Iterable
         memory=MemoryPlan(
             settings.memory.enabled, settings.path(settings.memory.path) if settings.memory.path else None
         ),
+        schedules=None if settings.file is None else tuple(_schedules(settings)),
         policy=RestartPolicy(max_restarts=settings.defaults.restart.max, period=settings.defaults.restart.window),
         grace=settings.node.grace,
         ttl=settings.supervisor.ttl,
@@ -105,6 +106,21 @@ def _agent(name: str, agent: AgentSettings, settings: Settings) -> AgentPlan:
         concurrency=agent.concurrency or settings.defaults.concurrency,
     )
     return plan if mailbox is None else replace(plan, mailbox_size=mailbox.size, overflow=mailbox.overflow)
+
+
+def _schedules(settings: Settings) -> Iterator[SchedulePlan]:
+    for name, entry in settings.schedules.items():
+        yield SchedulePlan(
+            name,
+            entry.task,
+            data=entry.data,
+            every=entry.every,
+            cron=entry.cron,
+            tz=entry.tz,
+            to=entry.to,
+            priority=entry.priority,
+            deadline=entry.deadline,
+        )
 
 
 def _broker(settings: Settings) -> BrokerPlan:

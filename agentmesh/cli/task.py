@@ -30,6 +30,7 @@ PANEL = "Work"
 class State(StrEnum):
     """States of a task."""
 
+    SCHEDULED = "scheduled"
     WAITING = "waiting"
     RUNNING = "running"
     COMPLETED = "completed"
@@ -57,7 +58,8 @@ Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="The most to sh
 @commands.command(
     "submit",
     example="""agentmesh submit CountWords --data '{"text": "to be or not to be"}' --wait
-agentmesh submit ReviewFile --data @file.json --priority high --id nightly-1""",
+agentmesh submit ReviewFile --data @file.json --priority high --id nightly-1
+agentmesh submit Remind --data '{"what": "tea"}' --delay 4m""",
     panel=PANEL,
 )
 def submit(
@@ -71,6 +73,10 @@ def submit(
     deadline: Annotated[
         str | None, typer.Option("--deadline", metavar="TIME", help="From now; later it is not worth starting.")
     ] = None,
+    delay: Annotated[
+        str | None, typer.Option("--delay", metavar="TIME", help="Until it is due; the broker keeps it until then.")
+    ] = None,
+    at: typed.At = None,
     id: Annotated[
         str | None, typer.Option("--id", help="An id of yours: submitting it again runs nothing again.")
     ] = None,
@@ -80,17 +86,18 @@ def submit(
 
     With `--wait` its result is printed when it is there; interrupting that does not cancel the task.
     """
-    from agentmesh.config import parse_duration
-
-    try:
-        seconds = None if deadline is None else parse_duration(deadline)
-    except ValueError as error:
-        raise UsageError(f"--deadline {deadline!r}: {error}") from None
     if to is not None:
         session.check("agent", to)
     if id is not None:
         session.check("task id", id)
-    how = {"to": to, "priority": priority, "deadline": seconds, "task_id": id}
+    how = {
+        "to": to,
+        "priority": priority,
+        "deadline": typed.seconds("--deadline", deadline),
+        "delay": typed.seconds("--delay", delay),
+        "at": typed.moment(at),
+        "task_id": id,
+    }
     session.run(_submit(session, _task(type, typed.read_object(data)), how, wait))
 
 

@@ -1,16 +1,24 @@
-"""What was typed becomes a message: plain text, `@FILE`, `-`, or `--type` with `--data`."""
+"""What was typed becomes a message: plain text, `@FILE`, `-`, or `--type` with `--data`; and times become times."""
 
 from __future__ import annotations
 
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 from types import new_class
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from agentmesh.errors import UsageError
+import typer
+
+from agentmesh.errors import InvalidScheduleError, UsageError
 
 M = TypeVar("M")
+
+At = Annotated[
+    str | None,
+    typer.Option("--at", metavar="TIME", help="When it is due: 2026-12-24T18:00, local time unless it says another."),
+]
 
 
 def message(base: type[M], kind: str, content: dict[str, Any], **keywords: Any) -> M:
@@ -86,3 +94,44 @@ def read_object(given: str | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f'--data is {given[:60]!r}; expected a JSON object such as {{"text": "hi"}}')
     return value
+
+
+def seconds(option: str, given: str | None) -> float | None:
+    """The duration given for an option, such as `5`, `30s` or `2m`.
+
+    Raises:
+        UsageError: It is none.
+    """
+    from agentmesh.config import parse_duration
+
+    try:
+        return None if given is None else parse_duration(given)
+    except ValueError as error:
+        raise UsageError(f"{option} {given!r}: {error}") from None
+
+
+def moment(given: str | None, zone: str | None = None) -> datetime | None:
+    """The time given with `--at`: in `zone`, or else in local time, unless it says itself where.
+
+    Raises:
+        UsageError: It is none.
+        InvalidScheduleError: There is no such time zone here.
+    """
+    if given is None:
+        return None
+    try:
+        time = datetime.fromisoformat(given)
+    except ValueError:
+        raise UsageError(f"--at {given!r}: expected a time such as 2026-12-24T18:00 or 2026-12-24T17:00Z") from None
+    if time.tzinfo is not None:
+        return time
+    return time.astimezone() if zone is None else time.replace(tzinfo=_zone(zone))
+
+
+def _zone(name: str) -> Any:
+    from zoneinfo import ZoneInfo
+
+    try:
+        return ZoneInfo(name)
+    except (ValueError, OSError, KeyError):
+        raise InvalidScheduleError("tz", name, "this machine knows no such time zone") from None

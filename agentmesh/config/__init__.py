@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         MemorySettings,
         NodeSettings,
         RestartSettings,
+        ScheduleSettings,
         Settings,
         ToolSettings,
     )
@@ -60,6 +61,7 @@ __all__ = [
     "NodeSettings",
     "Override",
     "RestartSettings",
+    "ScheduleSettings",
     "Settings",
     "ToolSettings",
     "broker_url",

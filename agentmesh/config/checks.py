@@ -68,12 +68,13 @@ def _check_secrets(table: Mapping[str, Any], path: str, source: str) -> None:
             )
 
 
-def check_names(agents: Iterable[str], origins: Mapping[str, str]) -> None:
-    for name in agents:
+def check_names(kind: str, table: str, names: Iterable[str], origins: Mapping[str, str]) -> None:
+    """The names of the tables in `table`, each of which names a thing of that kind."""
+    for name in names:
         try:
-            token("agent", name)
+            token(kind, name)
         except InvalidNameError as error:
-            raise ConfigError(f"agents.{name}", str(error), origins.get(f"agents.{name}", "")) from None
+            raise ConfigError(f"{table}.{name}", str(error), origins.get(f"{table}.{name}", "")) from None
 
 
 def meant(name: str, known: Iterable[str]) -> str:

@@ -70,7 +70,8 @@ def load(
         settings = Settings.model_validate(layers.values)
     except ValidationError as error:
         raise explained(error, layers.origins) from None
-    check_names(settings.agents, layers.origins)
+    check_names("agent", "agents", settings.agents, layers.origins)
+    check_names("schedule id", "schedules", settings.schedules, layers.origins)
     settings._file, settings._root, settings._profile = file, root, profile
     settings._origins, settings._written = layers.origins, layers.written
     return settings

@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from agentmesh.config.values import Duration, ModuleTarget, Overflow, Size, Target, Tenant
+from agentmesh.config.values import AgentName, Duration, ModuleTarget, Overflow, Size, Target, Tenant
+from agentmesh.errors import InvalidScheduleError
+from agentmesh.when import repeating
 
 EMBEDDED = "embedded"
 MEMORY = "memory"
@@ -172,6 +174,42 @@ class ToolSettings(Table):
     """What the tools leave to whoever serves them, such as the built-in ones' `root` and `commands`."""
 
 
+class ScheduleSettings(Table):
+    """A task that is submitted again and again: `[schedules.NAME]`. `agentmesh up` sees to it."""
+
+    task: str = Field(min_length=1)
+    """Its type."""
+
+    data: dict[str, Any] = {}
+    """Its fields."""
+
+    every: Duration | None = None
+    """Time between firings, whole seconds; this or `cron`."""
+
+    cron: str | None = None
+    """Six fields, seconds first, such as `0 30 9 * * MON-FRI`; or `@hourly`, `@daily` and the like."""
+
+    tz: str | None = None
+    """Time zone of `cron`, such as `Europe/Berlin`; unset: UTC."""
+
+    to: AgentName | None = None
+    """The agent; unset: one that takes the type."""
+
+    priority: Literal["high", "normal", "low"] = "normal"
+    """Before or behind other tasks."""
+
+    deadline: Duration | None = None
+    """After each firing; a task that is not done by then is decided `expired`."""
+
+    @model_validator(mode="after")
+    def _must_be_possible(self) -> Self:
+        try:
+            repeating(self.every, self.cron, self.tz)
+        except InvalidScheduleError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
 class MemorySettings(Table):
     """The memory service: `[memory]`."""
 
@@ -198,6 +236,7 @@ class Settings(Table):
     agents: dict[str, AgentSettings] = {}
     tools: ToolSettings = ToolSettings()
     memory: MemorySettings = MemorySettings()
+    schedules: dict[str, ScheduleSettings] = {}
 
     _file: Path | None = PrivateAttr(default=None)
     _root: Path = PrivateAttr(default_factory=Path.cwd)

@@ -71,9 +71,17 @@ def _checked_tenant(value: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _checked_agent(value: str) -> str:
+    try:
+        return token("agent", value)
+    except InvalidNameError as error:
+        raise ValueError(str(error)) from None
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Target = Annotated[str, AfterValidator(_checked_target)]
 ModuleTarget = Annotated[str, AfterValidator(_checked_module)]
+AgentName = Annotated[str, AfterValidator(_checked_agent)]
 Tenant = Annotated[str, AfterValidator(_checked_tenant)]
 Overflow = Literal["reject", "drop_oldest", "block"]

@@ -23,9 +23,9 @@ from agentmesh.tasks.spending import charge
 from agentmesh.tasks.status import Statuses, TaskStatus
 from agentmesh.tasks.submission import Wishes, make_body
 from agentmesh.tasks.watch import Results
-from agentmesh.tasks.when import When, once, repeating
 from agentmesh.tasks.wire import DeadBody, Failure, ResultBody, TaskBody, encode
 from agentmesh.transport import Transport
+from agentmesh.when import When, once, repeating
 
 R = TypeVar("R")
 

@@ -28,12 +28,9 @@ from agentmesh.registry import near_misses
 from agentmesh.subjects import Subjects, token
 from agentmesh.tasks import slot
 from agentmesh.tasks.layout import MAX_BODY, SCHED, SCHEDULES, ensure
-from agentmesh.tasks.when import When
 from agentmesh.tasks.wire import ResultBody, ScheduleBody, TaskBody, decode_schedule, encode
 from agentmesh.transport import StoredMessage, Transport
-
-LONGEST_ID = 44
-"""Characters in the id of a repeating schedule: the time of the firing is added to make the ids of its tasks."""
+from agentmesh.when import When, check_id
 
 _PAGE = 500
 _HEADERS = 512
@@ -134,8 +131,7 @@ class Schedules:
             InvalidScheduleError: The broker takes no such expression or time zone, or the id is too long.
         """
         schedule_id = token("schedule id", schedule_id or new_id())
-        if len(schedule_id) > LONGEST_ID:
-            raise InvalidScheduleError("schedule_id", schedule_id, f"expected up to {LONGEST_ID} characters")
+        check_id(schedule_id)
         wanted = ScheduleBody(
             agent_id=body.agent_id,
             task_type=body.task_type,

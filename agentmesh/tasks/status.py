@@ -14,10 +14,10 @@ from agentmesh.subjects import Subjects
 from agentmesh.tasks import history, slot
 from agentmesh.tasks.layout import RESULTS, TASKS
 from agentmesh.tasks.schedules import Schedules
-from agentmesh.tasks.when import When
 from agentmesh.tasks.wire import Failure, ResultBody, ScheduleBody, decode_result, decode_task
 from agentmesh.tasks.worker import WHERE, Running, WhereQuery
 from agentmesh.transport import StoredMessage, Transport
+from agentmesh.when import When
 
 UNDECIDED = ("scheduled", "waiting", "running")
 

@@ -111,6 +111,23 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True)
+class SchedulePlan:
+    """A repeating task."""
+
+    id: str
+    task_type: str
+    data: dict[str, Any] = field(default_factory=dict)
+    """Fields of the task; plain data."""
+    every: float | None = None
+    cron: str | None = None
+    tz: str | None = None
+    to: str | None = None
+    priority: Literal["high", "normal", "low"] = "normal"
+    deadline: float | None = None
+    """Seconds after each firing."""
+
+
+@dataclass(frozen=True)
 class UpPlan:
     """Everything `agentmesh up` needs to know."""
 
@@ -124,6 +141,8 @@ class UpPlan:
     """Processes that agents share."""
     tools: ToolsPlan = ToolsPlan()
     memory: MemoryPlan = MemoryPlan()
+    schedules: tuple[SchedulePlan, ...] | None = None
+    """Those that came from here before and are not among them are removed; None: there are no settings to follow."""
     run_dir: Path = Path(".agentmesh")
     """For `up.json`, logs and the like; taken from `root`."""
     policy: RestartPolicy = field(default_factory=RestartPolicy)

@@ -35,6 +35,7 @@ from agentmesh.up.members import BrokerChild, watched
 from agentmesh.up.operations import Operations
 from agentmesh.up.plan import DEFAULT_PORT, UpPlan
 from agentmesh.up.rundir import RunLock
+from agentmesh.up.schedules import keep_schedules
 from agentmesh.up.watching import Stamps, changes, stamps
 
 log = logging.getLogger("agentmesh.up")
@@ -195,6 +196,8 @@ class Up:
         self.chores.add("stuck sweep", sweep.run)
         everywhere = (self._door.start(), self._dispatcher.start(), self._mover.start())
         await asyncio.gather(*everywhere, self.chores.start())
+        if self.plan.schedules is not None:
+            await keep_schedules(self.transport, self._subjects, self.plan.name, self.plan.schedules)
 
     async def _watch(self, fleet: Fleet, since: Stamps) -> None:
         async for files in changes(watched(self.plan), since):

@@ -112,6 +112,19 @@ async def test_the_page_about_tasks_runs(mesh: Mesh, spawn: Spawn) -> None:
     assert len(charged) == 4
 
 
+async def test_the_page_about_schedules_runs(mesh: Mesh, spawn: Spawn) -> None:
+    declared, delayed, repeating = blocks(ROOT / "docs/schedules.md", "python")
+    names: dict[str, Any] = {"__name__": "__main__", "mesh": mesh}
+
+    await run_block(declared, "schedules.md", names)
+    await spawn(names["Writer"])
+    for code in (delayed, repeating):
+        await run_block(code, "schedules.md", names)
+
+    assert names["text"] == "news of today"
+    assert await mesh.schedules.ls() == []
+
+
 async def test_the_page_about_tools_runs(mesh: Mesh) -> None:
     declared, called = blocks(ROOT / "docs/tools.md", "python")
     # As in a notebook: the function cannot be imported, so it is shipped to the child.

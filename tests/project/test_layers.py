@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = [
     {"errors", "version"},
     {"ids", "ports", "subjects", "limits", "messages", "codec", "budgets", "context"},
-    {"config", "runfile", "lifeline", "broker"},
+    {"config", "runfile", "lifeline", "broker", "when"},
     {"transport", "mailbox"},
     {"registry", "presence", "streaming", "streams", "memory", "tooling", "tasks"},
     {"lease", "happenings", "orders", "deathwatch", "refs", "client", "brokercheck"},

@@ -20,8 +20,8 @@ from agentmesh.errors import (
 from agentmesh.ids import now
 from agentmesh.tasks import layout
 from agentmesh.tasks.mover import firing_id
-from agentmesh.tasks.when import repeating
 from agentmesh.transport import Delivery, Transport, TransportOptions
+from agentmesh.when import repeating
 from tests.harness import Server, eventually
 from tests.tasks.conftest import OpenStage, Stage
 from tests.tasks.kinds import Double, Hold

@@ -24,6 +24,9 @@ FARTHEST = 10 * 366 * 86_400.0
 NAMED = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
 """Cron expressions with a name."""
 
+LONGEST_ID = 44
+"""Characters in the id of a repeating schedule: the time of the firing is added to make the ids of its tasks."""
+
 _CRON_FIELDS = re.compile(r"[0-9A-Za-z*/,?-]+(?: [0-9A-Za-z*/,?-]+)*")
 _TIME_ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+/-]{0,63}")
 
@@ -126,6 +129,17 @@ def once(delay: float | None = None, at: datetime | None = None) -> When:
     if (at - now()).total_seconds() > FARTHEST:
         raise InvalidScheduleError("at", at.isoformat(), "is more than ten years away")
     return _moment(at)
+
+
+def check_id(schedule_id: str) -> str:
+    """The id of a repeating schedule, if it is short enough.
+
+    Raises:
+        InvalidScheduleError: It is not.
+    """
+    if len(schedule_id) > LONGEST_ID:
+        raise InvalidScheduleError("schedule_id", schedule_id, f"expected up to {LONGEST_ID} characters")
+    return schedule_id
 
 
 def _moment(at: datetime) -> When:
