@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from agentmesh.messages import Event, Prompt, Request, Task, Terminated, Text
     from agentmesh.refs import AgentRef
     from agentmesh.sync import SyncMesh
-    from agentmesh.tasks import Batch, Chunk, Job, Progress, Restarted, TaskContext
+    from agentmesh.tasks import Batch, Chunk, Job, Progress, Restarted, Saga, Step, TaskContext
     from agentmesh.tooling import Tool, tool
     from agentmesh.version import __version__
 
@@ -30,7 +30,7 @@ _MODULES = {
     "agentmesh.messages": ("Event", "Prompt", "Request", "Task", "Terminated", "Text"),
     "agentmesh.refs": ("AgentRef",),
     "agentmesh.sync": ("SyncMesh",),
-    "agentmesh.tasks": ("Batch", "Chunk", "Job", "Progress", "Restarted", "TaskContext"),
+    "agentmesh.tasks": ("Batch", "Chunk", "Job", "Progress", "Restarted", "Saga", "Step", "TaskContext"),
     "agentmesh.tooling": ("Tool", "tool"),
     "agentmesh.version": ("__version__",),
 }
@@ -56,6 +56,8 @@ __all__ = [
     "Request",
     "Restarted",
     "Retry",
+    "Saga",
+    "Step",
     "SyncMesh",
     "Task",
     "TaskContext",

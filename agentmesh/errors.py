@@ -45,10 +45,21 @@
     │   ├── TaskCancelledError
     │   ├── TaskExpiredError
     │   ├── BatchFailedError
-    │   └── ScheduleError               a delayed or repeating task
-    │       ├── InvalidScheduleError    a cron expression, interval, time or time zone that cannot be
-    │       ├── DuplicateScheduleError
-    │       └── NoSuchScheduleError
+    │   ├── ScheduleError               a delayed or repeating task
+    │   │   ├── InvalidScheduleError    a cron expression, interval, time or time zone that cannot be
+    │   │   ├── DuplicateScheduleError
+    │   │   └── NoSuchScheduleError
+    │   └── WorkflowError               decided for good: running the workflow again comes to the same
+    │       ├── StepFailedError
+    │       ├── DuplicateStepError      two steps of one name
+    │       ├── NestedStepError
+    │       ├── WorkflowChangedError    the code is not what the recorded steps were made by
+    │       ├── WorkflowTooOldError
+    │       ├── WorkflowEndedError      decided from outside: only what is to be undone is still done
+    │       ├── RaceFailedError
+    │       ├── SignalTimeoutError
+    │       ├── SagaUndoneError
+    │       └── SagaNotUndoneError
     ├── ToolError                       a tool call
     │   ├── NoSuchToolError
     │   ├── ToolArgumentsError
@@ -658,6 +669,146 @@ class NoSuchScheduleError(ScheduleError):
     def __str__(self) -> str:
         hint = f"; did you mean {' or '.join(repr(n) for n in self.near)}?" if self.near else ""
         return f"no schedule {self.schedule_id!r}{hint}; see: agentmesh schedule ls"
+
+
+# ---------------------------------------------------------------- workflows
+
+
+class WorkflowError(TaskError):
+    """What a workflow came to, decided for good. A task whose handler lets it out is not tried again."""
+
+
+class StepFailedError(WorkflowError):
+    """A step used up its attempts; that is stored, so it fails the same in every run of this workflow."""
+
+    def __init__(self, step: str, error_type: str, message: str, attempts: int = 0) -> None:
+        super().__init__(step, error_type, message, attempts)
+        self.step = step
+        self.error_type = error_type
+        self.message = message
+        self.attempts = attempts
+
+    def __str__(self) -> str:
+        tried = f" after {self.attempts} attempts" if self.attempts > 1 else ""
+        return f"step {self.step!r} failed{tried}: {self.error_type}: {self.message}"
+
+
+class DuplicateStepError(WorkflowError):
+    """Two steps of one run have the same name; the second one was not run."""
+
+    def __init__(self, step: str) -> None:
+        super().__init__(step)
+        self.step = step
+
+    def __str__(self) -> str:
+        return (
+            f"there is a step {self.step!r} in this run already: a step is known by its name, so give each its own "
+            '(in a loop: f"send {item.id}")'
+        )
+
+
+class NestedStepError(WorkflowError):
+    """A step was begun inside another step; it was not run."""
+
+    def __init__(self, step: str, outer: str) -> None:
+        super().__init__(step, outer)
+        self.step = step
+        self.outer = outer
+
+    def __str__(self) -> str:
+        return f"{self.step!r} was begun inside step {self.outer!r}: begin steps in the handler, not in other steps"
+
+
+class WorkflowChangedError(WorkflowError):
+    """A recorded step and the code do not fit together: the workflow was changed, or is not deterministic."""
+
+    def __init__(self, step: str, recorded: str, found: str) -> None:
+        super().__init__(step, recorded, found)
+        self.step = step
+        self.recorded = recorded
+        self.found = found
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step!r} was recorded as {self.recorded}, and the code now makes it {self.found}; "
+            "give a changed step another name, and get what differs from run to run (time, random) in a step"
+        )
+
+
+class WorkflowTooOldError(WorkflowError):
+    """A run that began so long ago that its records may be gone; it was not run again."""
+
+    def __init__(self, task_id: str, days: float) -> None:
+        super().__init__(task_id, days)
+        self.task_id = task_id
+        self.days = days
+
+    def __str__(self) -> str:
+        return f"task {self.task_id} is over {self.days:g} days old: what its steps came to may be forgotten"
+
+
+class WorkflowEndedError(WorkflowError):
+    """The task was decided from outside; in this run finished steps are passed, and what can be undone is undone."""
+
+    def __init__(self, task_id: str, status: str) -> None:
+        super().__init__(task_id, status)
+        self.task_id = task_id
+        self.status = status
+
+    def __str__(self) -> str:
+        return f"task {self.task_id} is {self.status}: no further step is begun"
+
+
+class RaceFailedError(WorkflowError):
+    """No branch of a race succeeded."""
+
+    def __init__(self, race: str, errors: Sequence[str] = ()) -> None:
+        super().__init__(race, list(errors))
+        self.race = race
+        self.errors = list(errors)
+
+    def __str__(self) -> str:
+        return f"no branch of {self.race!r} succeeded: {'; '.join(self.errors)}"
+
+
+class SignalTimeoutError(WorkflowError):
+    """A signal did not come in time; one that comes later is refused."""
+
+    def __init__(self, signal: str, timeout: float) -> None:
+        super().__init__(signal, timeout)
+        self.signal = signal
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"signal {self.signal!r} did not come within {self.timeout:g} s"
+
+
+class SagaUndoneError(WorkflowError):
+    """A saga failed, and everything it had done was undone."""
+
+    def __init__(self, saga: str, reason: str, undone: Sequence[str] = ()) -> None:
+        super().__init__(saga, reason, list(undone))
+        self.saga = saga
+        self.reason = reason
+        self.undone = list(undone)
+
+    def __str__(self) -> str:
+        undone = f"; undone: {', '.join(self.undone)}" if self.undone else "; there was nothing to undo"
+        return f"saga {self.saga!r} failed: {self.reason}{undone}"
+
+
+class SagaNotUndoneError(WorkflowError):
+    """A saga failed, and some of what it had done could not be undone: somebody has to look at it."""
+
+    def __init__(self, saga: str, reason: str, not_undone: Sequence[str], undone: Sequence[str] = ()) -> None:
+        super().__init__(saga, reason, list(not_undone), list(undone))
+        self.saga = saga
+        self.reason = reason
+        self.not_undone = list(not_undone)
+        self.undone = list(undone)
+
+    def __str__(self) -> str:
+        return f"saga {self.saga!r} failed: {self.reason}; NOT undone: {'; '.join(self.not_undone)}"
 
 
 # ---------------------------------------------------------------- tools

@@ -117,6 +117,7 @@ class Hosted:
             slots=cell.concurrency,
             prefetch=cell.prefetch,
             node=self._host.node,
+            client=cell.client.tasks,
         )
 
     def supervise(self, policy: RestartPolicy, on_escalation: Callable[[BaseException], None]) -> None:

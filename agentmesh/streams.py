@@ -128,6 +128,13 @@ class StreamWriter:
             PayloadTooLargeError: It is over `MAX_EVENT` bytes.
             BrokerError: An earlier event could not be stored; the stream ends before it.
         """
+        self.add(type, content)
+        if self._sending is not None and len(self._buffer) > _WAITING:
+            await asyncio.wait([self._sending])
+            self._raise_problem()
+
+    def add(self, type: str, content: Any) -> None:
+        """Like `append`, for few events: it never waits for the broker to follow."""
         self._raise_problem()
         try:
             raw = content if isinstance(content, msgspec.Raw) else msgspec.Raw(_encode(content))
@@ -138,9 +145,6 @@ class StreamWriter:
         self._count += 1
         if self._sending is None:
             self._sending = asyncio.get_running_loop().create_task(self._send(), name=f"stream {self._stream_id}")
-        elif len(self._buffer) > _WAITING:
-            await asyncio.wait([self._sending])
-            self._raise_problem()
 
     async def flush(self) -> None:
         """Wait until everything appended is stored.

@@ -17,6 +17,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -44,6 +45,8 @@ from agentmesh.ids import new_id, now
 from agentmesh.mailbox import Mailbox
 from agentmesh.messages import Message, Task, Terminated, wire_name
 from agentmesh.subjects import token
+from agentmesh.tasks import TaskContext
+from agentmesh.tasks.seat import Seat
 from agentmesh.transport import Message as WireMessage
 from agentmesh.transport import Subscription
 
@@ -411,15 +414,15 @@ class AgentCell:
         if not worker.cancelled() and worker.exception() is not None:
             log.error("%s: a worker failed, which is an error of agentmesh", self.name, exc_info=worker.exception())
 
-    async def run_task(self, task: Task[Any], context: Any) -> Any:
-        """Run the handler of a task when the agent has a free slot.
+    async def run_task(self, task: Task[Any], context: TaskContext | None) -> Any:
+        """Run the handler of a task when the agent has a free slot. A workflow gives it up while it only waits.
 
         Raises:
             AgentStoppedError: The agent stopped before it was done.
             Exception: Whatever the handler raises; cancelling this cancels the handler.
         """
         entry = self.behaviour.handlers[task._wire_name]
-        return await self._as_guest(lambda agent: entry.call(agent, task, context))
+        return await self._as_guest(lambda agent: entry.call(agent, task, context), context.seat if context else None)
 
     async def run_event(self, event: Message, envelope: codec.Envelope) -> None:
         """Run the handler of an event of the durable mailbox when the agent has a free slot; raises as `run_task`."""
@@ -438,12 +441,14 @@ class AgentCell:
         if finished and life is not None:
             self._fail(life, finished[0])
 
-    async def _as_guest(self, call: Callable[[Agent], Awaitable[Any]]) -> Any:
+    async def _as_guest(self, call: Callable[[Agent], Awaitable[Any]], seat: Seat | None = None) -> Any:
         """Run a handler in the task of the caller."""
         life = await self._take_turn()
         guest = asyncio.current_task()
         assert guest is not None
         life.guests[guest] = False
+        if seat is not None:
+            seat.bind(partial(self._release, life), partial(self._come_back, life, guest))
         try:
             result = await call(life.instance)
         except asyncio.CancelledError:
@@ -459,9 +464,24 @@ class AgentCell:
             raise
         finally:
             del life.guests[guest]
-            self._release(life)
+            if seat is None or seat.taken:
+                self._release(life)
         self.counters.handled += 1
         return result
+
+    async def _come_back(self, life: Life, guest: asyncio.Task[Any]) -> None:
+        """Take a slot again for a handler that gave its own up to wait."""
+        try:
+            given = await self._take_turn()
+            if given is life:
+                return
+            self._release(given)  # the agent was restarted: the handler belongs to an instance that is no more
+        except AgentStoppedError:
+            pass
+        if not life.guests.get(guest, True):
+            life.guests[guest] = True
+            guest.cancel()
+        await asyncio.Event().wait()  # its end is on the way
 
     async def _take_turn(self) -> Life:
         """Wait for a slot and take it."""

@@ -366,12 +366,14 @@ async def _print_result(session: Session, job: Job[Any]) -> None:
 
 
 def _show(session: Session, bar: Bar, event: JobEvent) -> None:
-    from agentmesh.tasks import Progress, Restarted
+    from agentmesh.tasks import Progress, Restarted, Step
 
     if isinstance(event, Progress):
         bar.at(event.fraction, event.text)
     elif isinstance(event, Restarted):
         bar.at(0.0, f"attempt {event.attempt}")
+    elif isinstance(event, Step):
+        bar.at(0.0, event.name if event.state == "running" else f"{event.name}: {event.state}")
     elif session.out.verbose:
         session.out.note(event.data if isinstance(event.data, str) else as_json(event.data))
 

@@ -18,7 +18,9 @@ deadline: what is not done by then is `expired`, whether it waits or runs.
 | `batch`    | one task per item                                                        |
 | `status`   | where tasks stand                                                        |
 | `worker`   | takes tasks from the queues (`lanes`), keeps them alive (`pulse`)         |
-| `attempt`  | the life of a task at a worker                                           |
+| `attempt`  | the life of a task at a worker; what becomes of it (`outcome`), of its saga (`undoing`) |
+| `workflow` | handlers that go on where they were: the verbs of `context` (`verbs`)      |
+| `seat`     | the place a handler takes, given up while it only waits                   |
 | `context`  | what a handler knows and can say                                         |
 | `history`  | failed attempts and give-backs                                           |
 | `dead`     | dead letters                                                             |
@@ -40,6 +42,8 @@ from agentmesh.tasks.status import TaskStatus
 from agentmesh.tasks.stuck import StuckSweep
 from agentmesh.tasks.wire import DeadBody, Failure, ResultBody
 from agentmesh.tasks.worker import Running, TaskWorker
+from agentmesh.tasks.workflow.saga import Saga
+from agentmesh.tasks.workflow.view import Step
 
 __all__ = [
     "Batch",
@@ -55,9 +59,11 @@ __all__ = [
     "Restarted",
     "ResultBody",
     "Running",
+    "Saga",
     "Schedule",
     "ScheduleInfo",
     "Schedules",
+    "Step",
     "StuckSweep",
     "TaskClient",
     "TaskContext",

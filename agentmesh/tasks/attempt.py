@@ -19,7 +19,8 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -42,17 +43,27 @@ from agentmesh.ids import now
 from agentmesh.messages import Task, TaskPolicy
 from agentmesh.subjects import Subjects
 from agentmesh.tasks import dead, history, lineage, slot, wire
-from agentmesh.tasks.context import TaskContext
+from agentmesh.tasks.context import Desk, TaskContext
 from agentmesh.tasks.gate import Gate, parameters
 from agentmesh.tasks.line import Line
 from agentmesh.tasks.lineage import Ending
+from agentmesh.tasks.outcome import Again, Dead, Decided, Outcome, Return, Wait
+from agentmesh.tasks.seat import Seat
+from agentmesh.tasks.undoing import put_off, undone
 from agentmesh.tasks.wire import NOTHING, Failure, ResultBody, TaskBody, decode_queued
 from agentmesh.transport import Delivery, Transport
+
+if TYPE_CHECKING:
+    from agentmesh.tasks.client import TaskClient
 
 log = logging.getLogger("agentmesh.tasks")
 
 TIME_LIMIT, DEADLINE, ENDED, STOPPED = "time limit", "deadline", "ended", "stopped"
+CROWDED = "too many workflows wait here"
 """Why a handler is interrupted."""
+
+_CROWDED_DELAY = 2.0
+"""Seconds until a workflow comes again that was given back because too many wait."""
 
 PAUSED = "paused"
 """Why a task is given back that has not begun."""
@@ -63,41 +74,6 @@ _PAUSES = (0.5, 1.0, 2.0, 5.0)
 _LONGEST_MESSAGE = 2_000
 
 Runner = Callable[[Task[Any], TaskContext], Awaitable[Any]]
-
-
-@dataclass(frozen=True)
-class Decided:
-    """`body` is ours, to be written; None if the slot is written already."""
-
-    body: ResultBody | None = None
-    status: str = ""
-    """What the slot says, if it is written already."""
-
-
-@dataclass(frozen=True)
-class Again:
-    delay: float
-    failure: Failure
-
-
-@dataclass(frozen=True)
-class Dead:
-    reason: str
-    failure: Failure | None = None
-
-
-@dataclass(frozen=True)
-class Return:
-    reason: str
-    delay: float = 0.0
-
-
-@dataclass(frozen=True)
-class Wait:
-    line: Line
-
-
-Outcome = Decided | Again | Dead | Return | Wait
 
 
 @dataclass(frozen=True)
@@ -114,6 +90,9 @@ class Bench:
     """By task id: those whose handler has begun, or is about to."""
     instance: str
     """Unique per worker."""
+    client: Callable[[], TaskClient]
+    moved: Callable[[Attempt], None]
+    """Called when a workflow begins or ends to wait."""
     gate: Gate | None = None
     """None: no limit applies to any of its tasks."""
 
@@ -139,6 +118,16 @@ class Attempt:
         self.started_at = 0.0
         self.handling = False
         self.settled = False
+        self.away = False
+        """It is a workflow that only waits, and takes no slot."""
+        self.undoes = False
+        """Its task is decided; the handler runs once more, to undo what a saga did."""
+        self.context: TaskContext | None = None
+        """Of the handler that was begun last."""
+        self.work_until = float("inf")
+        """When the time limit is reached."""
+        self.deadline_at = float("inf")
+        self._work_left = 0.0
         self._ending: Ending | None = None
         self._scope: Context | None = None
         """Of the handler; knows whether it has submitted tasks."""
@@ -148,7 +137,7 @@ class Attempt:
         """Where it has to wait, when its life ended that way."""
         self.places: list[str] = []
         """Of which limits it holds a slot."""
-        self._policy = TaskPolicy()
+        self.policy = TaskPolicy()
         self._history: history.History | None = None
 
     @property
@@ -164,7 +153,7 @@ class Attempt:
 
     def interrupt(self, why: str) -> None:
         """End the handler, now or as soon as it would begin; does nothing once the outcome is known."""
-        if self.why or self.settled:
+        if self.why or self.settled or (self.undoes and why == ENDED):
             return
         self.why, self.why_at = why, self.loop.time()
         if self.handling and self.task is not None:
@@ -183,7 +172,7 @@ class Attempt:
         """The handler ignores its cancellation: settle the task without it."""
         log.error("the handler of %s does not stop (%s); its task is settled without it", self, self.why)
         try:
-            await self._settle(self._interrupted())
+            await self._settle(await put_off(self, self.interrupted()))
         except BrokerError as error:
             log.warning("%s cannot be settled now: %s", self, error)
             self.settled, self.why_at = False, self.loop.time()
@@ -201,7 +190,7 @@ class Attempt:
             if isinstance(outcome, Wait):
                 self.line = outcome.line
             else:
-                await self._settle(outcome)
+                await self._settle(await undone(self, outcome))
         except BrokerError as error:
             log.warning("%s is left to the broker, it will be delivered again: %s", self, error)
         finally:
@@ -224,11 +213,11 @@ class Attempt:
             task_type = bench.types.get(body.task_type)
             if task_type is None:
                 return Dead(f"agent {bench.agent!r} takes no {body.task_type!r}; it takes {', '.join(bench.types)}")
-            self._policy = task_type.policy()
+            self.policy = task_type.policy()
             await self._count()
             if body.is_late():
                 return Decided(self._verdict("expired", reason=self._why_late()))
-            if self.number > self._policy.max_attempts:
+            if self.number > self.policy.max_attempts:
                 return Dead(self._exhausted())
             task: Task[Any] = codec.decode_body(task_type, parameters(body))
         except (InvalidMessageError, InvalidNameError) as error:
@@ -250,34 +239,44 @@ class Attempt:
     async def _handle(self, task: Task[Any], body: TaskBody, task_type: type[Task[Any]]) -> Outcome:
         """Run the handler; whatever it does becomes an outcome."""
         if self.why:
-            return self._interrupted()
-        context = self._context(body)
+            return self.interrupted()
         self._start_clock(body)
-        self.handling = True
         try:
-            value = await self.bench.run(task, context)
-            await context.flush()
+            value = await self.run(task)
         except asyncio.CancelledError:
-            if self._cancelled_from_outside():
+            if self.cancelled_from_outside():
                 raise
             if self.why:
-                return self._interrupted()
+                return self.interrupted()
             return self._failed("CancelledError", "something the handler waited for was cancelled")
         except AgentStoppedError as error:
-            return self._interrupted() if self.why else Return(str(error), self._return_delay())
+            return self.interrupted() if self.why else Return(str(error), self._return_delay())
         except Retry as wish:
             return self._failed("Retry", str(wish), wish.delay)
         except Reject as verdict:
-            return Dead(verdict.reason, self._failure("Reject", verdict.reason))
+            return Dead(verdict.reason, self.failure("Reject", verdict.reason))
         except Exception as error:  # the edge to foreign code: whatever it raises is about this task only
             exceeded = _exceeded(error)
             if exceeded is not None:
                 return self._no_further(exceeded)
             log.warning("attempt %d of %s failed", self.number, self, exc_info=True)
+            if self.context is not None and self.context.is_final(error):
+                return Dead(str(error), self.failure(type(error).__name__, str(error)))
             return self._failed(type(error).__name__, str(error))
+        return self._completed(value, task_type)
+
+    async def run(self, task: Task[Any], *, ended: str = "") -> Any:
+        """Run the handler; raises what it raises. `ended`: see `Desk.ended`."""
+        assert self.body is not None
+        self.context = context = self._context(self.body, ended)
+        self.handling = True
+        try:
+            value = await self.bench.run(task, context)
+            await context.flush()
+            return value
         finally:
             self.handling = False
-        return self._completed(value, task_type)
+            await context.flush_steps()
 
     async def _settle(self, outcome: Outcome) -> None:
         """Carry out what was decided; the only place that answers the broker."""
@@ -287,7 +286,7 @@ class Attempt:
         match outcome:
             case Decided(body, status):
                 if body is not None:
-                    status = await self._decide(body)
+                    status = await self.decide(body)
                 elif self.delivery.attempt > 1 and status and status != "dead":
                     # A worker that died in the middle of burying it may have left a letter.
                     await dead.withdraw(self.bench.transport, self.bench.subjects, self.task_id)
@@ -302,7 +301,7 @@ class Attempt:
             case Return(reason, delay):
                 await give_back(self.bench, self.delivery, reason, delay)
 
-    async def _decide(self, verdict: ResultBody) -> str:
+    async def decide(self, verdict: ResultBody) -> str:
         """Write the slot, unless somebody else has; returns what it says. A broker without room for results makes
         the queue wait."""
         pauses = itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1]))
@@ -359,13 +358,21 @@ class Attempt:
 
     def _start_clock(self, body: TaskBody) -> None:
         self.started_at = self.loop.time()
-        self.limit_at, self.limit_why = self.started_at + self._policy.time_limit, TIME_LIMIT
+        self.work_until = self.started_at + self.policy.time_limit
         if body.deadline is not None:
-            left = (body.deadline - now()).total_seconds()
-            if left < self._policy.time_limit:
-                self.limit_at, self.limit_why = self.started_at + left, DEADLINE
+            self.deadline_at = self.started_at + (body.deadline - now()).total_seconds()
+        self._set_limit()
 
-    def _context(self, body: TaskBody) -> TaskContext:
+    def _set_limit(self) -> None:
+        self.limit_at = min(self.work_until, self.deadline_at)
+        self.limit_why = DEADLINE if self.deadline_at < self.work_until else TIME_LIMIT
+
+    def begin_undoing(self) -> None:
+        """The handler runs once more, without limits, to undo what a saga did."""
+        self.why, self.undoes = "", True
+        self.work_until = self.deadline_at = self.limit_at = float("inf")
+
+    def _context(self, body: TaskBody, ended: str) -> TaskContext:
         """The handler's context; its own messages inherit deadline and trace."""
         bench = self.bench
         trace_id = body.trace_id or body.task_id
@@ -374,9 +381,9 @@ class Attempt:
             body.source_agent_id,
             body.task_id,
             trace_id,
-            body.deadline,
+            None if ended else body.deadline,
             body.hops,
-            body.task_id,
+            "" if ended else body.task_id,  # what undoes something must not end with what it undoes
             body.budget,
             submitted=[],
         )
@@ -390,9 +397,27 @@ class Attempt:
             priority=body.lane(),
             sender=body.source_agent_id,
             trace_id=trace_id,
+            seat=Seat(self._sat),
+            desk=partial(self._desk, body, ended),
         )
 
-    def _cancelled_from_outside(self) -> bool:
+    def _desk(self, body: TaskBody, ended: str) -> Desk:
+        bench = self.bench
+        return Desk(bench.transport, bench.subjects, bench.client, bench.agent, bench.node, ended, body.submitted_at())
+
+    def _sat(self, taken: bool) -> None:
+        """A workflow gave its place up or has it again. Time in which it only waits does not count as its own."""
+        time = self.loop.time()
+        self.away = not taken
+        if self.away:
+            self._work_left = self.work_until - time
+            self.work_until = float("inf")
+        else:
+            self.work_until = time + self._work_left
+        self._set_limit()
+        self.bench.moved(self)
+
+    def cancelled_from_outside(self) -> bool:
         """Whether it was not us who cancelled the handler: then the process or its event loop ends."""
         task = asyncio.current_task()
         assert task is not None
@@ -402,13 +427,15 @@ class Attempt:
             task.uncancel()
         return False
 
-    def _interrupted(self) -> Outcome:
+    def interrupted(self) -> Outcome:
         if self.why == TIME_LIMIT:
-            limit = self._policy.time_limit
+            limit = self.policy.time_limit
             return Decided(self._verdict("failed", reason=f"timeout: it ran longer than {limit:g} s"))
         if self.why == DEADLINE:
             return Decided(self._verdict("expired", reason=self._why_late()))
-        return self._ended(self._ending) if self._ending is not None else Return(self.why)
+        if self._ending is not None:
+            return self._ended(self._ending)
+        return Return(self.why, _CROWDED_DELAY if self.why == CROWDED else 0.0)
 
     def _ended(self, ending: Ending) -> Outcome:
         if ending.own:
@@ -448,17 +475,17 @@ class Attempt:
         return Decided(self._verdict("completed", result=result))
 
     def _failed(self, error_type: str, message: str, delay: float | None = None) -> Outcome:
-        failure = self._failure(error_type, message)
-        if self.number >= self._policy.max_attempts:
-            return Dead(f"attempt {self.number} of {self._policy.max_attempts}: {error_type}: {message}", failure)
-        return Again(self._policy.delay_after(self.number) if delay is None else delay, failure)
+        failure = self.failure(error_type, message)
+        if self.number >= self.policy.max_attempts:
+            return Dead(f"attempt {self.number} of {self.policy.max_attempts}: {error_type}: {message}", failure)
+        return Again(self.policy.delay_after(self.number) if delay is None else delay, failure)
 
     def _exhausted(self) -> str:
         past = self._history.complete(self.number - 1) if self._history is not None else []
         last = f"{past[-1].error_type}: {past[-1].message}" if past else "it was delivered too often"
-        return f"no attempts left of {self._policy.max_attempts}: {last}"
+        return f"no attempts left of {self.policy.max_attempts}: {last}"
 
-    def _failure(self, error_type: str, message: str) -> Failure:
+    def failure(self, error_type: str, message: str) -> Failure:
         return Failure(self.number, self.bench.node, error_type, message[:_LONGEST_MESSAGE], now())
 
     def _verdict(self, status: str, *, result: msgspec.Raw = NOTHING, reason: str = "") -> ResultBody:
@@ -473,6 +500,7 @@ class Attempt:
             reason=reason,
             attempt=self.number,
             worker=self.bench.node,
+            fingerprint=self.body.fingerprint,
         )
 
 

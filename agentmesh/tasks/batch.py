@@ -79,7 +79,7 @@ class Batch(Generic[R]):
         """Items finished, well or not."""
         self.failed = 0
         """Items that did not complete."""
-        self._tasks = [_task(task_type, item) for item in self.items]
+        self._tasks = [as_task(task_type, item) for item in self.items]
         self._client = client
         self._to = to
         self._limit = limit
@@ -194,7 +194,7 @@ class Batch(Generic[R]):
             log.warning("%d tasks of a batch could not be cancelled: %s", len(task_ids), error)
 
 
-def _task(task_type: type[Task[R]], item: Any) -> Task[R]:
+def as_task(task_type: type[Task[R]], item: Any) -> Task[R]:
     """The task for an item: itself, or made of its fields, or of the value of its only required field."""
     if isinstance(item, Task):
         return item

@@ -24,6 +24,9 @@ from agentmesh.tasks.status import Statuses, TaskStatus
 from agentmesh.tasks.submission import Wishes, make_body
 from agentmesh.tasks.watch import Results
 from agentmesh.tasks.wire import DeadBody, Failure, ResultBody, TaskBody, encode
+from agentmesh.tasks.workflow import view
+from agentmesh.tasks.workflow.journal import signal_body
+from agentmesh.tasks.workflow.view import Step
 from agentmesh.transport import Transport
 from agentmesh.when import When, once, repeating
 
@@ -76,6 +79,7 @@ class TaskClient:
         trace_id: str = "",
         detached: bool = False,
         budget: Budget | None = None,
+        fingerprint: str = "",
     ) -> Job[R]:
         """Put a task into the queue. When this returns it is accepted: stored, and sure to be decided.
 
@@ -91,6 +95,7 @@ class TaskClient:
             trace_id: Of the message that caused it.
             detached: Submitted in a handler, it goes on when that is cancelled, and does not inherit its deadline.
             budget: What it, and all that follows from it, may use.
+            fingerprint: Of a workflow's child.
 
         Raises:
             QueueFullError: Not accepted.
@@ -106,6 +111,7 @@ class TaskClient:
         due = None if when is None else when.at
         wishes = Wishes(to, task_id, priority, deadline, source, trace_id, detached, budget, due)
         body = make_body(self.subjects, task, wishes)
+        body.fingerprint = fingerprint
         if body.budget:
             await charge(self.transport, self.subjects, body.budget)
         if when is not None:
@@ -189,6 +195,27 @@ class TaskClient:
         await prompt(self.transport, self.subjects, task_id)
         await self.schedules.drop(task_id)  # should it not be due yet; if it is, its worker looks at the slot
         return decided.status == "cancelled"
+
+    async def signal(self, task_id: str, name: str, value: Any = None) -> bool:
+        """Give a signal to a workflow, which waits for it with `ctx.signal`, or will.
+
+        True: it counts. False: there was one of that name before, it came too late, or the task is decided.
+
+        Args:
+            task_id: The workflow.
+            name: Which signal.
+            value: What the workflow gets; anything that can be written as JSON.
+        """
+        await self.ensure()
+        if await slot.read(self.transport, self.subjects, token("task id", task_id)) is not None:
+            return False
+        signal = signal_body(task_id, name, value)
+        return (await slot.decide(self.transport, self.subjects, signal)).by == signal.by
+
+    async def steps(self, task_id: str) -> list[Step]:
+        """The steps of a workflow, in the order in which they were first begun; none for other tasks."""
+        await self.ensure()
+        return await view.steps(self.transport, self.subjects, token("task id", task_id))
 
     async def get(self, task_id: str, *, sequence: int = 0) -> TaskStatus:
         """Where a task stands.

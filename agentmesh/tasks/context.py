@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from agentmesh.codec import encode_body
+from agentmesh.errors import WorkflowError
 from agentmesh.ids import now
 from agentmesh.streams import StreamWriter
 from agentmesh.subjects import Subjects
+from agentmesh.tasks.seat import Seat
+from agentmesh.tasks.verbs import WorkflowVerbs
 from agentmesh.transport import Transport
+
+if TYPE_CHECKING:
+    from agentmesh.tasks.client import TaskClient
+    from agentmesh.tasks.workflow.flow import Workflow
 
 PROGRESS, CHUNK = "progress", "chunk"
 """Types of the events a handler sends."""
 
 
-class TaskContext:
-    """About the task at hand. Progress and chunks go to `ai.stream.T.<task_id>`, stored in order and replayable."""
+@dataclass(frozen=True)
+class Desk:
+    """Where a task is worked on, as far as workflows need to know."""
+
+    transport: Transport
+    subjects: Subjects
+    client: Callable[[], TaskClient]
+    agent: str = ""
+    node: str = ""
+    ended: str = ""
+    """How the task was decided, when this run only undoes what a saga did."""
+    submitted_at: datetime | None = None
+
+
+class TaskContext(WorkflowVerbs):
+    """About the task at hand. Progress and chunks go to `ai.stream.T.<task_id>`, stored in order and replayable.
+
+    With `step`, `run`, `map`, `gather`, `race`, `sleep`, `signal` and `saga` the handler becomes a workflow, which goes
+    on where it was when it runs again.
+    """
 
     __slots__ = (
+        "_desk",
         "_stream",
         "_subjects",
         "_transport",
+        "_workflow",
         "attempt",
         "deadline",
         "priority",
+        "seat",
         "sender",
         "task_id",
         "trace_id",
@@ -43,6 +73,8 @@ class TaskContext:
         priority: str = "normal",
         sender: str = "",
         trace_id: str = "",
+        seat: Seat | None = None,
+        desk: Callable[[], Desk] | None = None,
     ) -> None:
         self._transport = transport
         self._subjects = subjects
@@ -56,6 +88,10 @@ class TaskContext:
         self.sender = sender
         """Who submitted it; empty if unknown."""
         self.trace_id = trace_id
+        self.seat = seat or Seat()
+        """The slot it takes; for the worker and the agent."""
+        self._desk = desk
+        self._workflow: Workflow | None = None
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, negative when it has passed; None without one."""
@@ -94,6 +130,40 @@ class TaskContext:
         """Wait until all of it is stored. Done for you when the handler returns."""
         if self._stream is not None:
             await self._stream.flush()
+
+    # ------------------------------------------------------------ workflows: for the worker
+
+    def is_final(self, error: BaseException) -> bool:
+        """Whether another run would come to the same, because a decided step said so."""
+        return isinstance(error, WorkflowError) or (self._workflow is not None and self._workflow.is_final(error))
+
+    @property
+    def sagas(self) -> int:
+        """Sagas begun in this run."""
+        return 0 if self._workflow is None else self._workflow.sagas
+
+    @property
+    def open_sagas(self) -> int:
+        """Those of them that have come to no end."""
+        return 0 if self._workflow is None else self._workflow.open_sagas
+
+    async def flush_steps(self) -> None:
+        """Wait a moment until what happened to the steps is stored for those who look."""
+        if self._workflow is not None:
+            await self._workflow.teller.flush()
+
+    def _flow(self) -> Workflow:
+        if self._workflow is None:
+            from agentmesh.tasks.workflow.flow import Workflow
+
+            self._workflow = Workflow(self, self._desk() if self._desk is not None else self._own_desk())
+        return self._workflow
+
+    def _own_desk(self) -> Desk:
+        from agentmesh.tasks.client import TaskClient
+
+        client = TaskClient(self._transport, self._subjects)
+        return Desk(self._transport, self._subjects, lambda: client)
 
     def _writer(self) -> StreamWriter:
         if self._stream is None:

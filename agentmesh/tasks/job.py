@@ -24,6 +24,7 @@ from agentmesh.streams import StreamEvent, StreamReader
 from agentmesh.tasks.context import CHUNK, PROGRESS
 from agentmesh.tasks.watch import Watch
 from agentmesh.tasks.wire import ResultBody
+from agentmesh.tasks.workflow.view import Step, step_of
 
 if TYPE_CHECKING:
     from agentmesh.tasks.client import TaskClient
@@ -56,13 +57,13 @@ class Restarted:
     attempt: int
 
 
-JobEvent = Progress | Chunk | Restarted
+JobEvent = Progress | Chunk | Restarted | Step
 
 
 class Job(Generic[R]):
     """A submitted task. Its id is all that is needed: `mesh.job(id, Type)` gives the same in any process.
 
-    async for event in job: ...       # Progress and Chunk, from the first one on, until the task is decided
+    async for event in job: ...       # Progress, Chunk and Step, from the first one on, until the task is decided
     report = await job.result()
     """
 
@@ -101,7 +102,7 @@ class Job(Generic[R]):
                     body = await self._client.results.wait(self._watch)
             except TimeoutError as error:
                 raise DeadlineExceededError(f"result of task {self.id}", timeout or 0.0) from error
-        return self._value(body)
+        return self.value(body)
 
     @property
     def is_decided(self) -> bool:
@@ -142,7 +143,16 @@ class Job(Generic[R]):
         if not end.cancelled() and (problem := end.exception()) is not None:
             raise problem
 
-    def _value(self, body: ResultBody) -> R:
+    async def signal(self, name: str, value: Any = None) -> bool:
+        """Give the workflow a signal, see `TaskClient.signal`."""
+        return await self._client.signal(self.id, name, value)
+
+    async def steps(self) -> list[Step]:
+        """What its steps have come to, if it is a workflow."""
+        return await self._client.steps(self.id)
+
+    def value(self, body: ResultBody) -> R:
+        """The result in a decision; raises what `result` raises."""
         if body.status == "completed":
             kind = Any if self._task_type is None else self._task_type.result_type()
             value: R = codec.decode_body(kind, body.result)
@@ -170,6 +180,8 @@ class _Attempts:
         self._replaced: set[str] = set()
 
     def read(self, event: StreamEvent) -> list[JobEvent]:
+        if (step := step_of(event)) is not None:
+            return [step]
         told = _event(event)
         if told is None or event.writer in self._replaced:
             return []

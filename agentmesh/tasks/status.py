@@ -160,12 +160,12 @@ class Statuses:
         while end >= max(1, info.first_sequence) and len(found) < limit:
             start = max(1, end - _PAGE + 1)
             page = await self._transport.messages(RESULTS, pattern, start=start, limit=end - start + 1)
-            statuses = [
-                _decided(decode_result(stored.data, stored.subject.rpartition(".")[2]))
+            bodies = [
+                decode_result(stored.data, stored.subject.rpartition(".")[2])
                 for stored in page
                 if stored.sequence <= end
             ]
-            found += [status for status in reversed(statuses) if state in ("", status.state)]
+            found += [_decided(body) for body in reversed(bodies) if not body.step and state in ("", body.status)]
             end = start - 1
         return found[:limit]
 

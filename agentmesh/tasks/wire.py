@@ -57,11 +57,21 @@ class TaskBody(msgspec.Struct, omit_defaults=True):
     """Handlers the chain of calls went through before this one."""
     budget: Grants = ()
     """What the call tree it belongs to may use."""
+    fingerprint: str = ""
+    """Of a workflow's child: of its type and parameters. Its result has it too: so a changed workflow is noticed."""
 
     @property
     def master_id(self) -> str:
         """The task with which it ends; empty if there is none."""
         return "" if self.detached else self.parent_id
+
+    def submitted_at(self) -> datetime | None:
+        """When it was submitted, if that can be read."""
+        try:
+            time = datetime.fromisoformat(self.timestamp)
+        except (TypeError, ValueError):
+            return None
+        return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
     def lane(self) -> str:
         """Its priority, as one of those we know."""
@@ -106,6 +116,12 @@ class ResultBody(msgspec.Struct, omit_defaults=True):
     """The node that did it."""
     timestamp: Any = None
     schema_version: str = ""
+    parent_id: str = ""
+    """Of a step: the task whose handler is the workflow."""
+    step: str = ""
+    """The step's name; empty for the result of a task."""
+    fingerprint: str = ""
+    """Of a step or a workflow's child: what was to be done."""
 
 
 class Failure(msgspec.Struct, omit_defaults=True):

@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,7 +16,7 @@ from agentmesh.ids import new_id
 from agentmesh.limits import Limit
 from agentmesh.messages import Task
 from agentmesh.subjects import Subjects
-from agentmesh.tasks.attempt import PAUSED, STOPPED, Attempt, Bench, Runner, give_back, record_wait, send_away
+from agentmesh.tasks.attempt import CROWDED, PAUSED, STOPPED, Attempt, Bench, Runner, give_back, record_wait, send_away
 from agentmesh.tasks.gate import Gate
 from agentmesh.tasks.lanes import Lanes
 from agentmesh.tasks.layout import ACK_WAIT, ensure_streams
@@ -24,6 +24,9 @@ from agentmesh.tasks.line import Line
 from agentmesh.tasks.lineage import CANCEL
 from agentmesh.tasks.pulse import Pulse, look
 from agentmesh.transport import Delivery, Message, Subscription, Transport
+
+if TYPE_CHECKING:
+    from agentmesh.tasks.client import TaskClient
 
 log = logging.getLogger("agentmesh.tasks")
 
@@ -84,9 +87,13 @@ class TaskWorker:
         prefetch: Tasks held beyond that, so that the next one is here when a slot gets free.
         node: Name of this process in results and histories.
         ack_wait: Seconds, see above. The first worker of an agent sets it for all.
+        client: Submits what workflows submit; None makes one when it is needed.
         limits: Bounds on the tasks of this agent, beside those their types declare.
         tenant_limits: Bounds on the tasks of the tenant.
     """
+
+    max_away = 1_000
+    """Workflows that may wait at one worker; one more is given back for a while. Running it again costs little."""
 
     def __init__(
         self,
@@ -100,6 +107,7 @@ class TaskWorker:
         prefetch: int = 0,
         node: str = "",
         ack_wait: float = ACK_WAIT,
+        client: TaskClient | None = None,
         limits: Sequence[Limit] = (),
         tenant_limits: Sequence[Limit] = (),
     ) -> None:
@@ -122,7 +130,20 @@ class TaskWorker:
             retry=self._retry,
         )
         self._gate = gate if gate.is_needed else None
-        self._bench = Bench(transport, subjects, agent, node, types, run, self._by_id, new_id(), self._gate)
+        self._client = client
+        self._bench = Bench(
+            transport,
+            subjects,
+            agent,
+            node,
+            types,
+            run,
+            self._by_id,
+            new_id(),
+            self._task_client,
+            self._moved,
+            self._gate,
+        )
         self._all_waited = False
         """Of what was taken last, no task could begin."""
         self._recorded: dict[int, None] = {}
@@ -131,6 +152,8 @@ class TaskWorker:
         self._lanes = Lanes(transport, subjects, agent, ack_wait, self._wake)
         self._in_hand: dict[int, Attempt] = {}
         self._held: deque[Attempt] = deque()
+        self._away = 0
+        """Workflows that only wait: they are in hand, but take no slot."""
         self._lives: set[asyncio.Task[None]] = set()
         self._chores: set[asyncio.Task[None]] = set()
         self._pulse = Pulse(transport, self._in_hand, self._chore)
@@ -228,11 +251,12 @@ class TaskWorker:
             await self._wake.wait()
 
     def _room(self) -> int:
-        """How many tasks more this worker wants. Those that a limit makes wait leave their room to others."""
+        """How many tasks more this worker wants. Those that a limit makes wait, and workflows that only wait, leave
+        their room to others."""
         if self._closed:
             return 0
         waiting = self._gate.parked if self._gate is not None else 0
-        return self.slots + self.prefetch + waiting - len(self._in_hand)
+        return self.slots + self.prefetch + self._away + waiting - len(self._in_hand)
 
     def _accept(self, delivery: Delivery) -> None:
         """A task has arrived: to run, to hold, to wait for room at a limit, or too many."""
@@ -253,7 +277,7 @@ class TaskWorker:
     def _fill_slots(self) -> None:
         if self._closed and self._gate is not None:
             self._held.extend(self._gate.clear())
-        while self._held and (self._closed or len(self._lives) < self.slots):
+        while self._held and (self._closed or len(self._lives) - self._away < self.slots):
             attempt = self._held.popleft()
             if self._closed:
                 del self._in_hand[attempt.delivery.sequence]
@@ -264,7 +288,23 @@ class TaskWorker:
             self._lives.add(life)
             life.add_done_callback(partial(self._forget, attempt))
 
+    def _task_client(self) -> TaskClient:
+        if self._client is None:
+            from agentmesh.tasks.client import TaskClient
+
+            self._client = TaskClient(self._transport, self._subjects)
+        return self._client
+
+    def _moved(self, attempt: Attempt) -> None:
+        """A workflow has begun to wait, or waits no more."""
+        self._away += 1 if attempt.away else -1
+        if attempt.away and self._away > self.max_away:
+            attempt.interrupt(CROWDED)
+        self._wake.set()
+
     def _forget(self, attempt: Attempt, life: asyncio.Task[None]) -> None:
+        if attempt.away:
+            self._away -= 1
         self._lives.discard(life)
         line, attempt.line = attempt.line, None
         if line is None or self._closed:

@@ -1,0 +1,43 @@
+"""What becomes of a task after an attempt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agentmesh.tasks.line import Line
+from agentmesh.tasks.wire import Failure, ResultBody
+
+
+@dataclass(frozen=True)
+class Decided:
+    """`body` is ours, to be written; None if the slot is written already."""
+
+    body: ResultBody | None = None
+    status: str = ""
+    """What the slot says, if it is written already."""
+
+
+@dataclass(frozen=True)
+class Again:
+    delay: float
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class Dead:
+    reason: str
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Return:
+    reason: str
+    delay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Wait:
+    line: Line
+
+
+Outcome = Decided | Again | Dead | Return | Wait
