@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 commands = Commands()
 PANEL = "Watch and steer"
 
+ROLLING_TIMEOUT = 600.0
+"""Seconds a rolling restart or a drain may take, unless told otherwise: each process gets its grace."""
+
 _STATES = {
     "ready": "green",
     "starting": "yellow",
@@ -140,21 +143,63 @@ def scale(
     _steer(session, requests, [f"{name} has {number} replicas" for name, number in wanted])
 
 
-@commands.command("restart", example="agentmesh restart greeter\nagentmesh restart node-1", panel=PANEL)
+@commands.command(
+    "restart",
+    example="""agentmesh restart greeter
+agentmesh restart node-1
+agentmesh restart --rolling greeter
+agentmesh restart --rolling --all""",
+    panel=PANEL,
+)
 def restart(
     session: Session,
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="Agents, or processes as ps calls them.", show_default=False)
-    ],
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Agents, groups, or processes as ps calls them.", show_default=False),
+    ] = None,
+    rolling: Annotated[
+        bool, typer.Option("--rolling", help="Replace their processes one after the other: new code, nothing lost.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="With --rolling: every process of agents.")] = False,
 ) -> None:
-    """Restart agents, one replica after the other, or whole processes. Messages that wait stay."""
-    requests = [{"op": "restart", "name": name} for name in names]
-    _steer(session, requests, [f"{name} was restarted" for name in names])
+    """Restart agents, one replica after the other, or whole processes or groups. Messages that wait stay.
+
+    With `--rolling` each process is replaced by one that imports the code afresh: the next one's turn comes when it is
+    ready and the old one has finished what it had. Other agents of a shared process move with it.
+    """
+    from agentmesh.errors import UsageError
+
+    if everything and not rolling:
+        raise UsageError("--all needs --rolling")
+    if bool(names) == everything:
+        raise UsageError("name what to restart" + (", or say --all" if rolling else ""))
+    if rolling:
+        requests = [{"op": "rolling", "name": name} for name in names or [""]]
+        done = [f"{name or 'everything'} runs in fresh processes" for name in names or [""]]
+        _steer(session, requests, done, timeout=ROLLING_TIMEOUT)
+    else:
+        requests = [{"op": "restart", "name": name} for name in names or []]
+        _steer(session, requests, [f"{name} was restarted" for name in names or []])
 
 
-def _steer(session: Session, requests: list[dict[str, Any]], done: list[str]) -> None:
+@commands.command("drain", example="agentmesh drain node-1", panel=PANEL)
+def drain(
+    session: Session,
+    nodes: Annotated[list[str], typer.Argument(metavar="NODE...", help="Nodes, as ps calls them.", show_default=False)],
+) -> None:
+    """Take nodes away: their agents start on others first, then they finish what they have and end.
+
+    The last node that agents share is replaced by a new one.
+    """
+    requests = [{"op": "drain", "node": node} for node in nodes]
+    _steer(
+        session, requests, [f"{node} has ended; its agents run elsewhere" for node in nodes], timeout=ROLLING_TIMEOUT
+    )
+
+
+def _steer(session: Session, requests: list[dict[str, Any]], done: list[str], timeout: float | None = None) -> None:
     """Ask the running mesh for some changes, one after the other."""
-    answers = session.run(_supervisor(session, requests))
+    answers = session.run(_supervisor(session, requests, timeout))
     if session.out.json:
         session.out.document(answers)
     for answer, text in zip(answers, done, strict=True):
@@ -166,11 +211,11 @@ def _steer(session: Session, requests: list[dict[str, Any]], done: list[str]) ->
         raise typer.Exit(exits.FAILED)
 
 
-async def _supervisor(session: Session, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+async def _supervisor(session: Session, requests: list[dict[str, Any]], timeout: float | None) -> list[dict[str, Any]]:
     from agentmesh.up import ask_supervisor
 
     async with session.connect() as mesh:
-        timeout = session.timeout()
+        timeout = session.timeout(timeout)
         return [await ask_supervisor(mesh.transport, mesh.subjects, timeout=timeout, **request) for request in requests]
 
 

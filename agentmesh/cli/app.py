@@ -24,6 +24,7 @@ COMMANDS = {
     "agents": "agents",
     "scale": "agents",
     "restart": "agents",
+    "drain": "agents",
     "pause": "orders",
     "resume": "orders",
     "quarantine": "orders",

@@ -70,7 +70,7 @@ class Fleet:
         self._transport = transport
         self._subjects = Subjects(plan.tenant)
         self._suffix = suffix
-        self._emit = emit
+        self.emit = emit
         self._launches = Launches(plan, url, on_line, self._on_fields)
         self._groups = {
             kind: Supervisor(kind, policy=RestartPolicy(max_restarts=0), parallel=True) for kind in ("tools", "nodes")
@@ -87,7 +87,8 @@ class Fleet:
         self._memory: MemoryKeeper | None = None
         self._telling: set[asyncio.Task[None]] = set()
         self._tree = Supervisor("fleet")
-        self._changing = asyncio.Lock()
+        self.changing = asyncio.Lock()
+        """Held by whoever changes what runs where."""
 
     # ------------------------------------------------------------ start and stop
     async def start(self, tree: Supervisor, memory_path: str) -> None:
@@ -103,7 +104,7 @@ class Fleet:
                 ttl=self.plan.ttl,
                 begin=lambda: self._begin_memory(memory_path),
                 end=self._end_memory,
-                emit=self._emit,
+                emit=self.emit,
             )
             starts.append(self._memory.start())
         tools = [
@@ -221,7 +222,7 @@ class Fleet:
         agent = self._agent(name)
         if not 0 <= replicas <= MAX_REPLICAS:
             raise ConfigError("replicas", f"{replicas}: expected 0 to {MAX_REPLICAS}")
-        async with self._changing:
+        async with self.changing:
             here = self.replicas(name)
             surplus = sorted(here, reverse=True)[: max(0, len(here) - replicas)]
             await asyncio.gather(*(self._drop(agent, replica, here[replica]) for replica in surplus))
@@ -241,19 +242,19 @@ class Fleet:
             return self._problems.get(agent.name, "")
         node = min(shared, key=lambda candidate: (len(candidate.replicas(agent.name)), candidate.load()))
         node.add(agent, replica)
-        answer = await self._tell_node(node.name, "spawn", agent=msgspec.to_builtins(node_agent(agent, [replica])))
+        answer = await self.tell_node(node.name, "spawn", agent=msgspec.to_builtins(node_agent(agent, [replica])))
         return str(answer.get("problem", ""))
 
     async def _drop(self, agent: AgentPlan, replica: int, where: str) -> None:
         node = self.nodes[where]
         node.drop(agent.name, replica)
         if node.shared:
-            await self._tell_node(where, "stop", name=agent.name, replica=replica)
-            self._note(agent.name, replica, where, "stopped", "")
+            await self.tell_node(where, "stop", name=agent.name, replica=replica)
+            self.note(agent.name, replica, where, "stopped", "")
         else:
-            await self._retire(where)
+            await self.retire(where)
 
-    async def _tell_node(self, node: str, op: str, **arguments: Any) -> dict[str, Any]:
+    async def tell_node(self, node: str, op: str, **arguments: Any) -> dict[str, Any]:
         """Ask a node to do something. One that is just restarting comes back with its new plan: that does it too."""
         if self.members[node].state != "running":
             return {}
@@ -280,7 +281,7 @@ class Fleet:
             NoSuchAgentError: There is neither an agent nor a process of that name.
             SupervisionError: The process cannot start.
         """
-        async with self._changing:
+        async with self.changing:
             if name in self.members:
                 await self._restart_member(self.members[name])
                 return ""
@@ -290,7 +291,7 @@ class Fleet:
             for where in sorted(set(self.replicas(name).values())):
                 member, node = self.members[where], self.nodes[where]
                 if node.shared and member.state == "running":
-                    answer = await self._tell_node(where, "restart", name=name)
+                    answer = await self.tell_node(where, "restart", name=name)
                     if answer.get("problem"):
                         return str(answer["problem"])
                 else:
@@ -314,22 +315,22 @@ class Fleet:
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
-        async with self._changing:
+        async with self.changing:
             changed = None if files is None else set(files)
             nodes = [name for name in self.nodes if changed is None or self._concerns(name, changed)]
             if not nodes:
                 return None
             self._problems.clear()
-            problems = await asyncio.gather(*(self._replace(name) for name in nodes))
-        agents = {entry.name for name in nodes for entry in self.nodes[self._current(name)].agents}
+            problems = await asyncio.gather(*(self.replace(name) for name in nodes))
+        agents = {entry.name for name in nodes for entry in self.nodes[self.current(name)].agents}
         event = Reloaded(
             files=tuple(sorted(changed or ())),
-            nodes=tuple(self._current(name) for name, problem in zip(nodes, problems, strict=True) if not problem),
+            nodes=tuple(self.current(name) for name, problem in zip(nodes, problems, strict=True) if not problem),
             agents=tuple(sorted(agents)),
             seconds=loop.time() - began,
             problem=next(filter(None, problems), ""),
         )
-        self._emit(event)
+        self.emit(event)
         return event
 
     def _concerns(self, name: str, changed: set[str]) -> bool:
@@ -340,7 +341,7 @@ class Fleet:
         files = process.said.get("files")
         return isinstance(files, list) and not changed.isdisjoint(files)
 
-    async def _replace(self, name: str) -> str:
+    async def replace(self, name: str) -> str:
         """Start a successor of a node and retire the node; or say why it stays."""
         base = self._base(name)
         self._generations[base] = self._generations.get(base, 1) + 1
@@ -357,15 +358,15 @@ class Fleet:
             return str(error)
         newly_broken = [text for agent, text in problems.items() if agent not in broken_before]
         if newly_broken:
-            await self._retire(node.name)
+            await self.retire(node.name)
             return newly_broken[0]
         self._candidates.discard(node.name)
         if member.process is not None:
             self._on_started(member, member.process)
-        await self._retire(name)
+        await self.retire(name)
         return next(iter(problems.values()), "")
 
-    async def _retire(self, name: str) -> None:
+    async def retire(self, name: str) -> None:
         """Drain a node and forget it."""
         self._retired.add(name)
         if any(child.name == name for child in self._groups["nodes"].children()):
@@ -375,7 +376,7 @@ class Fleet:
     def _forget(self, name: str) -> None:
         for agent, replica, node in list(self._states):
             if node == name:
-                self._note(agent, replica, node, "stopped", "")
+                self.note(agent, replica, node, "stopped", "")
                 del self._states[agent, replica, node]
         self._candidates.discard(name)
         self.nodes.pop(name, None)
@@ -385,7 +386,7 @@ class Fleet:
         base, found, number = name.rpartition("-r")
         return base if found and number.isdigit() and base in self._generations else name
 
-    def _current(self, name: str) -> str:
+    def current(self, name: str) -> str:
         base = self._base(name)
         return next((node for node in self.nodes if self._base(node) == base), name)
 
@@ -398,15 +399,15 @@ class Fleet:
         if event.kind == "exited" and member.name not in self._retired:
             self._reasons[member.name] = event.detail
             if member.started_at is None:
-                self._emit(Warned(source=member.name, text=event.detail, hint="it is tried again"))
+                self.emit(Warned(source=member.name, text=event.detail, hint="it is tried again"))
             self._note_all(member.name, "restarting", event.detail.splitlines()[0])
         elif event.kind == "started" and event.restarts:
             reason = self._reasons.pop(member.name, "")
-            self._emit(Restarted(process=member.name, reason=reason, restarts=event.restarts))
+            self.emit(Restarted(process=member.name, reason=reason, restarts=event.restarts))
         elif event.kind == "gave_up":
             hint = f"fix it, then: agentmesh restart {member.name}"
             text = f"failed more often than {self.plan.process_policy.max_restarts} times: {event.detail}"
-            self._emit(Warned(source=member.name, text=text, hint=hint))
+            self.emit(Warned(source=member.name, text=text, hint=hint))
             self._note_all(member.name, "failed", event.detail.splitlines()[0])
 
     async def _report_death(self, node: str, pid: int, reason: str) -> None:
@@ -423,14 +424,14 @@ class Fleet:
     def _on_started(self, member: Member, process: ProcessChild) -> None:
         if member.name in self._candidates:
             return
-        self._emit(ServiceReady(service=member.kind, process=member.name, pid=process.pid))
+        self.emit(ServiceReady(service=member.kind, process=member.name, pid=process.pid))
         for entry in msgspec.convert(process.said.get("agents", []), list[AgentInfo]):
             self._messages[entry.name] = _names(entry) or self._messages.get(entry.name, ())
             self._note_info(entry)
         for agent, problem in _problems_of(process).items():
             if self._problems.get(agent) != problem:
                 self._problems[agent] = problem
-                self._emit(Warned(source=agent, text=problem, hint=f"fix it, then: agentmesh restart {agent}"))
+                self.emit(Warned(source=agent, text=problem, hint=f"fix it, then: agentmesh restart {agent}"))
 
     def _on_fields(self, name: str, fields: Fields) -> None:
         if fields.get("event") == "drained":
@@ -439,7 +440,7 @@ class Fleet:
         elif fields.get("event") == "agent" and name in self.nodes and name not in self._candidates:
             agent = str(fields.get("name"))
             for replica in self.nodes[name].replicas(agent):
-                self._note(agent, replica, name, str(fields.get("state")), str(fields.get("problem", "")))
+                self.note(agent, replica, name, str(fields.get("state")), str(fields.get("problem", "")))
 
     def _on_presence(self, message: Message) -> None:
         try:
@@ -456,19 +457,19 @@ class Fleet:
         broken = info.state == "failed" and not info.started_at  # it could not even be made: none of its replicas
         replicas = self.nodes[info.node].replicas(info.name) if broken else [info.replica]
         for replica in replicas:
-            self._note(info.name, replica, info.node, info.state, info.problem)
+            self.note(info.name, replica, info.node, info.state, info.problem)
 
     def _note_all(self, node: str, state: str, problem: str) -> None:
         for entry in self.nodes[node].agents if node in self.nodes else ():
             for replica in entry.replicas:
-                self._note(entry.name, replica, node, state, problem)
+                self.note(entry.name, replica, node, state, problem)
 
-    def _note(self, agent: str, replica: int, node: str, state: str, problem: str) -> None:
+    def note(self, agent: str, replica: int, node: str, state: str, problem: str) -> None:
         if self._states.get((agent, replica, node)) == (state, problem):
             return
         self._states[agent, replica, node] = (state, problem)
         plan = self.agents.get(agent)
-        self._emit(
+        self.emit(
             AgentState(
                 name=agent,
                 replica=replica,

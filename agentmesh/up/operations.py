@@ -7,6 +7,8 @@
 | `scale`   | `agent`, `replicas`      | `problem`                                                      |
 | `restart` | `name` (agent, process)  | `problem`                                                      |
 | `reload`  |                          | `nodes`, `problem`, `seconds`                                  |
+| `rolling` | `name` (agent; empty: all) | `nodes`, `problem`, `seconds`                                |
+| `drain`   | `node`                   | `problem`, `moved` (replicas and their nodes)                   |
 | `logs`    | `source, after, limit`   | `lines`: number, at, source, text                              |
 | `down`    | `force`                  | at once; the stop follows                                      |
 
@@ -25,6 +27,7 @@ from agentmesh.subjects import Subjects
 from agentmesh.supervisor.control import Arguments, ControlService, argument, call
 from agentmesh.transport import Transport
 from agentmesh.up.fleet import Fleet
+from agentmesh.up.moving import drain_node, rolling_restart
 
 if TYPE_CHECKING:
     from agentmesh.up.root import Up
@@ -47,6 +50,8 @@ class Operations:
             "scale": self._scale,
             "restart": self._restart,
             "reload": self._reload,
+            "rolling": self._rolling,
+            "drain": self._drain,
             "logs": self._logs,
             "down": self._down,
         }
@@ -108,6 +113,14 @@ class Operations:
         if event is None:
             return {"nodes": [], "problem": "", "seconds": 0.0}
         return {"nodes": list(event.nodes), "problem": event.problem, "seconds": event.seconds}
+
+    async def _rolling(self, arguments: Arguments) -> Arguments:
+        event = await rolling_restart(self._fleet, argument(arguments, "name", str))
+        return {"nodes": list(event.nodes), "problem": event.problem, "seconds": event.seconds}
+
+    async def _drain(self, arguments: Arguments) -> Arguments:
+        moved, problem = await drain_node(self._fleet, argument(arguments, "node", str))
+        return {"moved": moved, "problem": problem}
 
     async def _logs(self, arguments: Arguments) -> Arguments:
         source: str | None = argument(arguments, "source", str | None)

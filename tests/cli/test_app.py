@@ -24,7 +24,7 @@ ISSUED = """
 init up down ps ask tell publish submit map logs scale restart doctor demo bench version
 task.ls task.get task.wait task.cancel dead.ls dead.show dead.retry dead.drop
 agents.ls agents.describe memory.get memory.ls memory.search
-pause resume quarantine.ls quarantine.release events
+drain pause resume quarantine.ls quarantine.release events
 """
 
 
