@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from agentmesh import codec, registry
+from agentmesh import codec, keyed, registry
 from agentmesh.budgets import Budget, out_of_time
 from agentmesh.context import check_depth, covering, current, granted, next_hops, time_of_end
 from agentmesh.deathwatch import Watch, watch_tower
@@ -40,6 +40,7 @@ from agentmesh.registry import AgentInfo
 from agentmesh.streaming import WINDOW, StreamReader
 from agentmesh.subjects import Subjects
 from agentmesh.tasks import Batch, Job, Schedule, Schedules, TaskClient
+from agentmesh.tasks.keys import Keys, checked
 from agentmesh.tasks.spending import charge
 from agentmesh.tooling import ToolClient
 from agentmesh.transport import Inbox, Transport, is_no_responders
@@ -208,7 +209,13 @@ class Client:
 
     # ------------------------------------------------------------ requests
     async def ask(
-        self, agent: str, request: Request[R], *, timeout: float | None = None, budget: Budget | None = None
+        self,
+        agent: str,
+        request: Request[R],
+        *,
+        timeout: float | None = None,
+        budget: Budget | None = None,
+        idempotency_key: str | None = None,
     ) -> R:
         """Send a request and wait for its reply. Cancelling the wait cancels the handler, and what that started.
 
@@ -218,6 +225,9 @@ class Client:
             timeout: Seconds; by default 30, or what is left of the deadline of the message being handled, which is
                 the most in any case.
             budget: What this request, and all that follows from it, may use.
+            idempotency_key: The handler runs once for it, whoever asks; what came of it, a reply or an error, is kept
+                for a day and returned to everybody who asks the same with the same key. A handler that raises `Retry`
+                gives the key back. Cancelling the wait does not cancel the handler. Not for handlers that stream.
 
         Raises:
             NoSuchAgentError: Nobody listens; names near misses. Within 100 ms.
@@ -229,21 +239,29 @@ class Client:
             InvalidMessageError: The reply is not of the promised type.
             BudgetExceededError: A budget is used up, here or further down.
             CallDepthError: Too deep a chain of handlers, here or further down.
+            IdempotencyConflictError: The key was used for another request.
         """
         reply_type = _reply_type(request)
         if budget is None:
-            reply = await self._question(agent, self._envelope(agent, request), timeout)
+            content = await self._question(agent, self._envelope(agent, request), timeout, idempotency_key)
         else:
             with granted(budget, self.identity):
-                reply = await self._question(agent, self._envelope(agent, request), timeout)
-        result: R = codec.decode_body(reply_type, reply.content)
+                content = await self._question(agent, self._envelope(agent, request), timeout, idempotency_key)
+        result: R = codec.decode_body(reply_type, content)
         return result
 
-    async def ask_raw(self, agent: str, message_type: str, content: Any, *, timeout: float | None = None) -> Any:
+    async def ask_raw(
+        self,
+        agent: str,
+        message_type: str,
+        content: Any,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any:
         """Like `ask`, for callers that do not have the message class: plain data in, plain data out."""
         envelope = self._outline(agent, message_type, msgspec.Raw(msgspec.json.encode(content)))
-        reply = await self._question(agent, envelope, timeout)
-        return msgspec.json.decode(reply.content)
+        return msgspec.json.decode(await self._question(agent, envelope, timeout, idempotency_key))
 
     def stream(self, agent: str, request: Request[R], *, timeout: float = ASK_TIMEOUT) -> AsyncGenerator[R, None]:
         """Chunks of a streaming answer, in order and without a gap; leaving the loop stops the producer.
@@ -295,11 +313,22 @@ class Client:
         finally:
             reader.close()
             if not reader.finished:
-                await self._cancel(envelope.message_id)
+                await self._cancel(envelope)
 
-    async def _question(self, agent: str, envelope: codec.Envelope, timeout: float | None) -> codec.Envelope:
+    async def _question(
+        self, agent: str, envelope: codec.Envelope, timeout: float | None, key: str | None
+    ) -> msgspec.Raw:
         _belongs(envelope)
-        return await self._request(agent, envelope, self._timeout(agent, timeout))
+        seconds = self._timeout(agent, timeout)
+        if key is None:
+            return (await self._request(agent, envelope, seconds)).content
+        envelope.key = checked(key)
+
+        async def send(again: codec.Envelope, left: float) -> codec.Envelope:
+            return await self._request(agent, again, left)
+
+        keys = Keys(self.transport, self.subjects, "ask")
+        return await keyed.ask(keys, agent, envelope, seconds, send)
 
     async def _request(self, agent: str, envelope: codec.Envelope, timeout: float) -> codec.Envelope:
         timeout = min(timeout, LONGEST_WAIT)
@@ -311,22 +340,22 @@ class Client:
         except NoRespondersError:
             raise await self._no_such_agent(agent) from None
         except DeadlineExceededError:
-            await self._cancel(envelope.message_id)
+            await self._cancel(envelope)
             spent = out_of_time(envelope.budget)
             raise spent or DeadlineExceededError(f"{agent}: {envelope.message_type}", timeout) from None
         except asyncio.CancelledError:
-            await self._cancel(envelope.message_id)
+            await self._cancel(envelope)
             raise
         reply = codec.decode(answer.data)
         if reply.message_type == codec.ERROR:
             raise codec.decode_error(reply.content, agent)
         return reply
 
-    async def _cancel(self, message_id: str) -> None:
+    async def _cancel(self, envelope: codec.Envelope) -> None:
         """Let the handler know that nobody waits. If that fails, it hears so from the deadline."""
-        if self.transport.is_connected:
+        if self.transport.is_connected and not envelope.key:  # with a key, others may wait for the same handler
             with contextlib.suppress(BrokerError):
-                await self.transport.publish(self.subjects.control(CANCEL), message_id.encode())
+                await self.transport.publish(self.subjects.control(CANCEL), envelope.message_id.encode())
 
     async def _no_such_agent(self, agent: str) -> NoSuchAgentError:
         try:
@@ -348,6 +377,7 @@ class Client:
         at: datetime | None = None,
         detached: bool = False,
         budget: Budget | None = None,
+        idempotency_key: str | None = None,
     ) -> Job[R]:
         """Hand over a task; when this returns, the task is accepted and survives anything.
 
@@ -364,10 +394,13 @@ class Client:
             at: When it is due, with a time zone; instead of `delay`.
             detached: It inherits no deadline, and goes on when the handler that submits it is cancelled.
             budget: What it, and all that follows from it, may use.
+            idempotency_key: Submitted again with it within a day, by whomever, the job is the first one. Instead of
+                `task_id`; and the same key for another task is an error.
 
         Raises:
             QueueFullError: Not accepted.
             BudgetExceededError: Not accepted: a budget is used up.
+            IdempotencyConflictError: Not accepted: the key was used for another task.
             CallDepthError: Not accepted: too deep a chain of handlers.
             InvalidScheduleError: Not accepted: `at` is in the past, and the like.
             PublishTimeoutError: Unknown; submit again with the same id.
@@ -383,6 +416,7 @@ class Client:
             source=self.identity,
             detached=detached,
             budget=budget,
+            idempotency_key=idempotency_key,
         )
 
     async def schedule(

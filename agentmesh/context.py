@@ -18,10 +18,21 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Protocol
 
 from agentmesh.budgets import MAX_HOPS, Budget, Grants, deadline_of, earliest, grant, limits_depth, too_deep
 from agentmesh.errors import CallDepthError
 from agentmesh.ids import now
+
+
+class Attempt(Protocol):
+    """What a tool call needs to know of the attempt that makes it; see `TaskContext`."""
+
+    task_id: str
+
+    async def fence(self) -> int: ...
+
+    def step_key(self, tool: str, arguments: bytes) -> str: ...
 
 
 @dataclass(slots=True)
@@ -45,6 +56,8 @@ class Context:
     """What the call tree may use; the outermost budget first."""
     submitted: list[str] | None = None
     """Ids of the tasks that were submitted by this handler and end with it."""
+    attempt: Attempt | None = None
+    """The attempt at hand, in the handler of a task."""
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, negative when it has passed; None without one."""

@@ -23,6 +23,7 @@
     │   ├── JetStreamUnavailableError   a restart or an election: worth trying again
     │   └── JetStreamError              any other refusal by JetStream, with its code
     ├── BudgetExceededError             a call tree used up what it was given
+    ├── IdempotencyConflictError        the same idempotency key for something else
     ├── DeliveryError                   an event or a request
     │   ├── NoRespondersError           nobody listens on the subject
     │   ├── NoSuchAgentError
@@ -36,6 +37,7 @@
     │   ├── StreamGapError
     │   ├── CallDepthError
     │   ├── AskerGoneError
+    │   ├── KeyInUseError               somebody else is at it, under the same idempotency key
     │   └── RemoteError                 the handler at the other end raised
     ├── TaskError                       a task
     │   ├── QueueFullError
@@ -44,6 +46,7 @@
     │   ├── TaskDeadError
     │   ├── TaskCancelledError
     │   ├── TaskExpiredError
+    │   ├── AttemptReplacedError        this attempt is not the task's latest any more
     │   ├── BatchFailedError
     │   ├── ScheduleError               a delayed or repeating task
     │   │   ├── InvalidScheduleError    a cron expression, interval, time or time zone that cannot be
@@ -67,6 +70,7 @@
     │   ├── ToolFailedError
     │   ├── ToolTimeoutError
     │   ├── ToolLimitError
+    │   ├── ToolOutcomeUnknownError     begun under an idempotency key, and cut off in the middle
     │   └── ToolCancelledError
     ├── StoreError                      the memory service
     │   ├── RevisionConflictError
@@ -349,7 +353,22 @@ class JetStreamError(BrokerError):
         return f"{self.operation} was refused by the broker: {self.description} ({self.code})"
 
 
-# ---------------------------------------------------------------- call trees
+# ---------------------------------------------------------------- call trees and keys
+
+
+class IdempotencyConflictError(AgentMeshError):
+    """An idempotency key was used before, for something else; nothing was done."""
+
+    def __init__(self, key: str, before: str, wanted: str) -> None:
+        super().__init__(key, before, wanted)
+        self.key = key
+        self.before = before
+        """What it was used for."""
+        self.wanted = wanted
+
+    def __str__(self) -> str:
+        other = " with other content" if self.before == self.wanted else ""
+        return f"the idempotency key {self.key!r} was used for {self.before}{other}; use another one for {self.wanted}"
 
 
 class BudgetExceededError(AgentMeshError):
@@ -523,6 +542,17 @@ class AskerGoneError(DeliveryError):
         return "the asker stopped waiting"
 
 
+class KeyInUseError(DeliveryError):
+    """Somebody else is handling a request with this idempotency key; ask again later for what came of it."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"a request with the idempotency key {self.key!r} is being handled; ask again for what came of it"
+
+
 class RemoteError(DeliveryError):
     """The handler raised. The traceback stays in the logs of the node that ran it."""
 
@@ -612,6 +642,19 @@ class TaskExpiredError(TaskError):
 
     def __str__(self) -> str:
         return f"task {self.task_id} expired: {self.reason or 'its deadline passed before it was done'}"
+
+
+class AttemptReplacedError(TaskError):
+    """The attempt that got this is not the task's latest any more: it must not have effects, and its result is void."""
+
+    def __init__(self, task_id: str, by: str = "") -> None:
+        super().__init__(task_id, by)
+        self.task_id = task_id
+        self.by = by
+        """The node of the attempt that is."""
+
+    def __str__(self) -> str:
+        return f"this attempt of task {self.task_id} was replaced" + (f" by one on {self.by}" if self.by else "")
 
 
 class BatchFailedError(TaskError):
@@ -893,6 +936,22 @@ class ToolLimitError(ToolError):
 
     def __str__(self) -> str:
         return f"tool {self.tool!r} was ended: over its limit of {self.limit}"
+
+
+class ToolOutcomeUnknownError(ToolError):
+    """A call with this idempotency key began and was cut off: its effect may or may not have happened.
+
+    It is not run again under this key. Find out, or use another key if running it twice does no harm.
+    """
+
+    def __init__(self, tool: str, key: str, problem: str) -> None:
+        super().__init__(tool, key, problem)
+        self.tool = tool
+        self.key = key
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"whether tool {self.tool!r} did what was asked under key {self.key!r} is unknown: {self.problem}"
 
 
 class ToolCancelledError(ToolError):

@@ -31,9 +31,18 @@ class AgentRef:
         """See `Client.tell`."""
         await self._client.tell(self.name, event, timeout=timeout)
 
-    async def ask(self, request: Request[R], *, timeout: float | None = None, budget: Budget | None = None) -> R:
+    async def ask(
+        self,
+        request: Request[R],
+        *,
+        timeout: float | None = None,
+        budget: Budget | None = None,
+        idempotency_key: str | None = None,
+    ) -> R:
         """See `Client.ask`."""
-        return await self._client.ask(self.name, request, timeout=timeout, budget=budget)
+        return await self._client.ask(
+            self.name, request, timeout=timeout, budget=budget, idempotency_key=idempotency_key
+        )
 
     def stream(self, request: Request[R], *, timeout: float = 30.0) -> AsyncGenerator[R, None]:
         """See `Client.stream`."""
@@ -48,6 +57,7 @@ class AgentRef:
         deadline: float | None = None,
         detached: bool = False,
         budget: Budget | None = None,
+        idempotency_key: str | None = None,
     ) -> Job[R]:
         """See `Client.submit`."""
         return await self._client.submit(
@@ -58,4 +68,5 @@ class AgentRef:
             deadline=deadline,
             detached=detached,
             budget=budget,
+            idempotency_key=idempotency_key,
         )

@@ -180,8 +180,17 @@ class SyncMesh:
     def tell(self, agent: str, event: Event, *, timeout: float | None = None) -> None:
         self._thread.run(self._mesh.tell(agent, event, timeout=timeout))
 
-    def ask(self, agent: str, request: Request[R], *, timeout: float | None = None, budget: Budget | None = None) -> R:
-        return self._thread.run(self._mesh.ask(agent, request, timeout=timeout, budget=budget))
+    def ask(
+        self,
+        agent: str,
+        request: Request[R],
+        *,
+        timeout: float | None = None,
+        budget: Budget | None = None,
+        idempotency_key: str | None = None,
+    ) -> R:
+        work = self._mesh.ask(agent, request, timeout=timeout, budget=budget, idempotency_key=idempotency_key)
+        return self._thread.run(work)
 
     def stream(self, agent: str, request: Request[R], *, timeout: float = 30.0) -> Iterator[R]:
         return _pulled(self._thread, self._mesh.stream(agent, request, timeout=timeout))
@@ -200,9 +209,18 @@ class SyncMesh:
         delay: float | None = None,
         at: datetime | None = None,
         budget: Budget | None = None,
+        idempotency_key: str | None = None,
     ) -> SyncJob[R]:
         work = self._mesh.submit(
-            task, to=to, task_id=task_id, priority=priority, deadline=deadline, delay=delay, at=at, budget=budget
+            task,
+            to=to,
+            task_id=task_id,
+            priority=priority,
+            deadline=deadline,
+            delay=delay,
+            at=at,
+            budget=budget,
+            idempotency_key=idempotency_key,
         )
         return SyncJob(self._thread, self._thread.run(work))
 

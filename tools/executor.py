@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any
 
@@ -41,6 +42,7 @@ from agentmesh.tooling import (
     ToolListing,
     ToolRequest,
 )
+from agentmesh.tools.remembering import Memory
 from agentmesh.tools.runners import Runners
 from agentmesh.transport import Message, Subscription, Transport
 
@@ -94,6 +96,7 @@ class ToolExecutor:
         self._transport = transport
         self._subjects = subjects
         self._client = ToolClient(transport, subjects)
+        self._memory = Memory(transport, subjects, self.id)
         self._concurrency = concurrency or max(2, os.cpu_count() or 1)
         self._capacity = self._concurrency + max_waiting
         self._slots = asyncio.Semaphore(self._concurrency)
@@ -213,12 +216,12 @@ class ToolExecutor:
         left = _seconds_left(request)
         try:
             tool.decode_arguments(arguments)  # bad ones are refused now, and not after a long wait
-            async with asyncio.timeout(left):
-                await self._slots.acquire()
-            try:
-                result = await self._runners.run(tool, arguments, _time_limit(tool, request))
-            finally:
-                self._slots.release()
+            key = request.key or (request.step if tool.once else "")
+            if key:
+                result = await self._run_once(tool, request, arguments, key)
+            else:
+                async with self._slot(left):
+                    result = await self._runners.run(tool, arguments, _time_limit(tool, request))
             return _success(request, result)
         except TimeoutError:  # before its turn came
             return _failure(request, ToolTimeoutError(tool.name, round(max(left or 0.0, 0.0), 3)))
@@ -229,6 +232,31 @@ class ToolExecutor:
         except Exception as error:  # the edge: a bug of ours must not leave the caller without an answer
             log.exception("call of tool %s", tool.name)
             return _failure(request, ToolFailedError(tool.name, type(error).__name__, str(error)))
+
+    async def _run_once(self, tool: Tool[..., Any], request: ToolRequest, arguments: bytes, key: str) -> bytes:
+        """Like any other call, unless something is known about its key; waits for that without a slot."""
+
+        async def work(seconds: float) -> bytes:
+            return await self._runners.run(tool, arguments, seconds)
+
+        while True:
+            async with asyncio.timeout(_seconds_left(request)):
+                kept, entry = await self._memory.recall(tool, request, key)
+            if kept is not None:
+                return kept
+            async with self._slot(_seconds_left(request)):
+                result = await self._memory.run(tool, request, key, entry, work, _time_limit(tool, request))
+            if result is not None:
+                return result
+
+    @contextlib.asynccontextmanager
+    async def _slot(self, timeout: float | None) -> AsyncIterator[None]:
+        async with asyncio.timeout(timeout):
+            await self._slots.acquire()
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     async def _forward(self, request: ToolRequest, message: Message) -> None:
         """A call at the door of a tool that other executors may serve."""

@@ -7,7 +7,7 @@ import logging
 from time import perf_counter
 from typing import Any
 
-from agentmesh import codec
+from agentmesh import codec, keyed
 from agentmesh.agent.answers import Answers
 from agentmesh.agent.declare import Agent
 from agentmesh.agent.letter import Counters, Letter
@@ -16,6 +16,7 @@ from agentmesh.errors import AgentMeshError, AskerGoneError, Finish, InvalidMess
 from agentmesh.messages import Message
 from agentmesh.streaming import StreamWriter
 from agentmesh.tasks import TaskClient
+from agentmesh.tasks.keys import Keys
 from agentmesh.transport import Transport
 
 log = logging.getLogger("agentmesh.agent")
@@ -40,6 +41,7 @@ class Handling:
     ) -> None:
         self._transport = transport
         self._tasks = tasks
+        self._keys = Keys(transport, tasks.subjects, "ask")
         self._name = name
         self._answers = answers
         self._counters = counters
@@ -101,11 +103,26 @@ class Handling:
     async def _handle(self, letter: Letter, agent: Agent, message: Message, context: Context) -> None:
         entry = letter.handler
         if entry.kind == "stream":
+            if letter.envelope.key:
+                raise InvalidMessageError(f"{entry.message_type.__name__} is answered by a stream: it takes no key")
             await self._stream(letter, entry.call(agent, message, context))
+            return
+        if entry.kind == "request" and letter.envelope.key:
+            await self._handle_once(letter, agent, message, context)
             return
         result = await entry.call(agent, message, context)
         if entry.kind == "request" and letter.reply:
             await self._answers.reply(letter, codec.encode_body(result, entry.reply_type))
+
+    async def _handle_once(self, letter: Letter, agent: Agent, message: Message, context: Context) -> None:
+        """A request with an idempotency key: its reply may be known already."""
+
+        async def work() -> bytes:
+            return codec.encode_body(await letter.handler.call(agent, message, context), letter.handler.reply_type)
+
+        reply = await keyed.handle(self._keys, self._name, letter.envelope, work)
+        if letter.reply:
+            await self._answers.reply(letter, reply)
 
     async def _stream(self, letter: Letter, chunks: Any) -> None:
         try:

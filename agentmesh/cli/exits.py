@@ -32,7 +32,7 @@ def exit_code(error: BaseException) -> int:
             ),
         ),
         (USAGE, (errors.DefinitionError, errors.MissingExtraError, errors.ToolArgumentsError)),
-        (USAGE, (errors.PayloadTooLargeError, errors.InvalidScheduleError)),
+        (USAGE, (errors.PayloadTooLargeError, errors.InvalidScheduleError, errors.IdempotencyConflictError)),
         (FAILED, (errors.StreamFullError, errors.SequenceConflictError, errors.ConsumerGoneError)),
         (FAILED, (errors.JetStreamError,)),
         (NO_BROKER, (errors.BrokerError,)),

@@ -32,15 +32,39 @@ agentmesh ask writer @notes.txt --timeout 2m
 agentmesh ask writer --type Summarise --data '{"text": "…"}'""",
     panel=PANEL,
 )
-def ask(session: Session, agent: Agent, text: Text = None, type: Type = None, data: Data = None) -> None:
+def ask(
+    session: Session,
+    agent: Agent,
+    text: Text = None,
+    type: Type = None,
+    data: Data = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option("--idempotency-key", metavar="KEY", help="Asked once; the others get its answer.")
+    ] = None,
+) -> None:
     """Ask an agent and print its answer, as it comes.
 
     TEXT is sent as a `Prompt`; with `--type` and `--data` any request can be sent. With `--json` each part of a
     streaming answer is one line. `--timeout` is how long to wait for the answer, or for its next part.
+
+    With `--idempotency-key` the agent answers the first one who asks with that key, and for a day everybody else who
+    does gets the same answer.
     """
     kind, content = typed.content(text, type, data, "Prompt")
     session.check("agent", agent)
-    session.run(_ask(session, agent, kind, content))
+    if idempotency_key is None:
+        session.run(_ask(session, agent, kind, content))
+    else:
+        session.run(_ask_once(session, agent, kind, content, idempotency_key))
+
+
+async def _ask_once(session: Session, agent: str, kind: str, content: dict[str, Any], key: str) -> None:
+    async with session.connect() as mesh:
+        answer = await mesh.ask_raw(agent, kind, content, timeout=session.timeout(), idempotency_key=key)
+    if isinstance(answer, str) and not session.out.json:
+        session.out.answer(answer)
+    else:
+        session.out.value(answer)
 
 
 async def _ask(session: Session, agent: str, kind: str, content: dict[str, Any]) -> None:

@@ -80,6 +80,10 @@ def submit(
     id: Annotated[
         str | None, typer.Option("--id", help="An id of yours: submitting it again runs nothing again.")
     ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option("--idempotency-key", metavar="KEY", help="The first to use it submits; others get that job."),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait, and print the result instead of the id.")] = False,
 ) -> None:
     """Submit a task and print its id. From then on it survives anything.
@@ -90,6 +94,8 @@ def submit(
         session.check("agent", to)
     if id is not None:
         session.check("task id", id)
+    if id is not None and idempotency_key is not None:
+        raise UsageError("give --id or --idempotency-key, not both")
     how = {
         "to": to,
         "priority": priority,
@@ -97,6 +103,7 @@ def submit(
         "delay": typed.seconds("--delay", delay),
         "at": typed.moment(at),
         "task_id": id,
+        "idempotency_key": idempotency_key,
     }
     session.run(_submit(session, _task(type, typed.read_object(data)), how, wait))
 

@@ -1,6 +1,6 @@
 """The life of a task at a worker: `Attempt.live`, top to bottom.
 
-What becomes of it is one of five things, decided in `_judge` and carried out in `_settle`, the last by the worker:
+What becomes of it is one of six things, decided in `_judge` and carried out in `_settle`; `Wait` by the worker:
 
 | outcome   | when                                                                    | carried out as         |
 | --------- | ----------------------------------------------------------------------- | ---------------------- |
@@ -10,6 +10,7 @@ What becomes of it is one of five things, decided in `_judge` and carried out in
 | `Dead`    | unreadable, `Reject`, or no attempts left                               | dead letter, slot, ack |
 | `Return`  | stop, drain, agent gone, or it is running here already                  | record, nak            |
 | `Wait`    | a limit has no room                                                     | kept, or nak with delay |
+| `Leave`   | a later attempt has taken over                                          | not at all: it is theirs |
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from agentmesh.budgets import out_of_time
 from agentmesh.context import Context, enter
 from agentmesh.errors import (
     AgentStoppedError,
+    AttemptReplacedError,
     BrokerError,
     BudgetExceededError,
     CallDepthError,
@@ -44,10 +46,11 @@ from agentmesh.messages import Task, TaskPolicy
 from agentmesh.subjects import Subjects
 from agentmesh.tasks import dead, history, lineage, slot, wire
 from agentmesh.tasks.context import Desk, TaskContext
+from agentmesh.tasks.fence import AttemptBody
 from agentmesh.tasks.gate import Gate, parameters
 from agentmesh.tasks.line import Line
 from agentmesh.tasks.lineage import Ending
-from agentmesh.tasks.outcome import Again, Dead, Decided, Outcome, Return, Wait
+from agentmesh.tasks.outcome import Again, Dead, Decided, Leave, Outcome, Return, Wait
 from agentmesh.tasks.seat import Seat
 from agentmesh.tasks.undoing import put_off, undone
 from agentmesh.tasks.wire import NOTHING, Failure, ResultBody, TaskBody, decode_queued
@@ -255,6 +258,8 @@ class Attempt:
             return self._failed("Retry", str(wish), wish.delay)
         except Reject as verdict:
             return Dead(verdict.reason, self.failure("Reject", verdict.reason))
+        except AttemptReplacedError as error:
+            return Leave(str(error))
         except Exception as error:  # the edge to foreign code: whatever it raises is about this task only
             exceeded = _exceeded(error)
             if exceeded is not None:
@@ -300,6 +305,8 @@ class Attempt:
                 await self._bury(reason, failure)
             case Return(reason, delay):
                 await give_back(self.bench, self.delivery, reason, delay)
+            case Leave(reason):  # if it is nobody's, the broker notices our silence
+                log.warning("%s ends unsettled: %s", self, reason)
 
     async def decide(self, verdict: ResultBody) -> str:
         """Write the slot, unless somebody else has; returns what it says. A broker without room for results makes
@@ -376,19 +383,9 @@ class Attempt:
         """The handler's context; its own messages inherit deadline and trace."""
         bench = self.bench
         trace_id = body.trace_id or body.task_id
-        self._scope = Context(
-            bench.agent,
-            body.source_agent_id,
-            body.task_id,
-            trace_id,
-            None if ended else body.deadline,
-            body.hops,
-            "" if ended else body.task_id,  # what undoes something must not end with what it undoes
-            body.budget,
-            submitted=[],
-        )
-        enter(self._scope)
-        return TaskContext(
+        deliveries = self.delivery.attempt
+        rank = self._history.rank(deliveries) if self._history is not None else deliveries
+        context = TaskContext(
             bench.transport,
             bench.subjects,
             body.task_id,
@@ -399,7 +396,22 @@ class Attempt:
             trace_id=trace_id,
             seat=Seat(self._sat),
             desk=partial(self._desk, body, ended),
+            me=AttemptBody(body.task_id, rank, self.mark, bench.node),
         )
+        self._scope = Context(
+            bench.agent,
+            body.source_agent_id,
+            body.task_id,
+            trace_id,
+            None if ended else body.deadline,
+            body.hops,
+            "" if ended else body.task_id,  # what undoes something must not end with what it undoes
+            body.budget,
+            submitted=[],
+            attempt=context,
+        )
+        enter(self._scope)
+        return context
 
     def _desk(self, body: TaskBody, ended: str) -> Desk:
         bench = self.bench

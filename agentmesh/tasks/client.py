@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
+from agentmesh import codec
 from agentmesh.budgets import Budget
-from agentmesh.errors import PayloadTooLargeError, QueueFullError, StreamFullError
+from agentmesh.errors import DefinitionError, PayloadTooLargeError, QueueFullError, StreamFullError
 from agentmesh.ids import new_id
-from agentmesh.messages import Task
+from agentmesh.messages import Task, wire_name
 from agentmesh.subjects import Subjects, token
-from agentmesh.tasks import history, slot
+from agentmesh.tasks import history, keys, slot
 from agentmesh.tasks.batch import Batch
 from agentmesh.tasks.dead import DeadLetters
 from agentmesh.tasks.job import Job
@@ -80,6 +82,7 @@ class TaskClient:
         detached: bool = False,
         budget: Budget | None = None,
         fingerprint: str = "",
+        idempotency_key: str | None = None,
     ) -> Job[R]:
         """Put a task into the queue. When this returns it is accepted: stored, and sure to be decided.
 
@@ -96,9 +99,12 @@ class TaskClient:
             detached: Submitted in a handler, it goes on when that is cancelled, and does not inherit its deadline.
             budget: What it, and all that follows from it, may use.
             fingerprint: Of a workflow's child.
+            idempotency_key: Whoever submits it first has it accepted; everybody after that, for a day, gets the same
+                job. Instead of `task_id`, which is made from it.
 
         Raises:
             QueueFullError: Not accepted.
+            IdempotencyConflictError: Not accepted: the key was used for another task.
             BudgetExceededError: Not accepted: a budget is used up.
             CallDepthError: Not accepted: too deep a chain of handlers.
             DeadlineExceededError: Not accepted: the deadline of the handler that submits it has passed.
@@ -110,15 +116,44 @@ class TaskClient:
         await self.ensure()
         due = None if when is None else when.at
         wishes = Wishes(to, task_id, priority, deadline, source, trace_id, detached, budget, due)
-        body = make_body(self.subjects, task, wishes)
-        body.fingerprint = fingerprint
+        if idempotency_key is None:
+            body = make_body(self.subjects, task, wishes)
+            body.fingerprint = fingerprint
+            return await self._accept(body, when, type(task))
+        return await self._submit_once(task, wishes, when, idempotency_key)
+
+    async def _submit_once(self, task: Task[R], wishes: Wishes, when: When | None, key: str) -> Job[R]:
+        """The job that was submitted under this key, or a new one.
+
+        The record of the key is claimed, then the task accepted, then that is recorded. Who finds a claim without the
+        last step accepts the task again: its id is made from the key, so it is the same one.
+        """
+        if wishes.task_id is not None:
+            raise DefinitionError(type(task).__name__, "submit takes task_id or idempotency_key, not both")
+        known = keys.Keys(self.transport, self.subjects, "task")
+        kind = wire_name(type(task))
+        mark = keys.fingerprint(kind, codec.encode_body(task))
+        task_id = f"key-{keys.digest(keys.checked(key), mark)[:40]}"
+        record = keys.Record(key, f"task {kind}", mark, task_id=task_id)
+        entry = await known.find(key, mark, record.what) or await known.claim(record)
+        if entry is None:
+            entry = await known.find(key, mark, record.what)
+        if entry is not None and entry.record.state == "decided":
+            return self.job(task_id, type(task))
+        job = await self._accept(make_body(self.subjects, task, replace(wishes, task_id=task_id)), when, type(task))
+        if entry is not None:
+            await known.decide(entry)
+        return job
+
+    async def _accept(self, body: TaskBody, when: When | None, task_type: type[Task[R]]) -> Job[R]:
         if body.budget:
             await charge(self.transport, self.subjects, body.budget)
         if when is not None:
-            return await self._delay(body, when, type(task))
+            return await self._delay(body, when, task_type)
         data = encode(body)
         if len(data) > MAX_BODY - _HEADERS:
             raise PayloadTooLargeError(len(data), MAX_BODY - _HEADERS)
+        to = body.agent_id
         subject = self.subjects.task_door() if to is None else self.subjects.tasks(to, body.priority)
         watch = self.results.watch(body.task_id, body.deadline, is_new=True)
         try:
@@ -130,7 +165,7 @@ class TaskClient:
             raise QueueFullError(subject, QUEUE_LIMIT) from error
         if stored.duplicate:
             watch.look_at = 0.0  # it may be decided long since
-        return Job(self, watch, type(task), stored.sequence)
+        return Job(self, watch, task_type, stored.sequence)
 
     async def _delay(self, body: TaskBody, when: When, task_type: type[Task[R]]) -> Job[R]:
         watch = self.results.watch(body.task_id, body.deadline, is_new=True)

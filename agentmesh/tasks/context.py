@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,6 +15,8 @@ from agentmesh.errors import WorkflowError
 from agentmesh.ids import now
 from agentmesh.streams import StreamWriter
 from agentmesh.subjects import Subjects
+from agentmesh.tasks import fence
+from agentmesh.tasks.fence import AttemptBody
 from agentmesh.tasks.seat import Seat
 from agentmesh.tasks.verbs import WorkflowVerbs
 from agentmesh.transport import Transport
@@ -48,7 +51,10 @@ class TaskContext(WorkflowVerbs):
     """
 
     __slots__ = (
+        "_calls",
         "_desk",
+        "_fence",
+        "_me",
         "_stream",
         "_subjects",
         "_transport",
@@ -75,9 +81,13 @@ class TaskContext(WorkflowVerbs):
         trace_id: str = "",
         seat: Seat | None = None,
         desk: Callable[[], Desk] | None = None,
+        me: AttemptBody | None = None,
     ) -> None:
         self._transport = transport
         self._subjects = subjects
+        self._me = me
+        self._fence = 0
+        self._calls: dict[str, int] | None = None
         self._stream: StreamWriter | None = None
         self.task_id = task_id
         self.attempt = attempt
@@ -103,6 +113,30 @@ class TaskContext(WorkflowVerbs):
         A task may be tried more than once, so give it to whatever has an effect outside.
         """
         return f"{self._subjects.tenant}/{self.task_id}/{step}"
+
+    async def fence(self) -> int:
+        """A number that is higher in every later attempt of this task, and the same within this one.
+
+        Give it to a store that refuses lower ones than it has seen: then an attempt that was replaced, though its
+        machine was frozen and knows nothing of it, writes nothing any more. A round trip or two, the first time.
+
+        Raises:
+            AttemptReplacedError: A later attempt has asked for its fence: this one is over, and its result void.
+        """
+        if not self._fence:
+            me = self._me or AttemptBody(self.task_id, self.attempt, f"attempt {self.attempt}")
+            self._fence = await fence.take(self._transport, self._subjects, me)
+        return self._fence
+
+    def step_key(self, tool: str, arguments: bytes) -> str:
+        """The key of a tool call that did not get one: the same for the same call in every attempt.
+
+        Calls with the same arguments are told apart by their number within the attempt.
+        """
+        self._calls = {} if self._calls is None else self._calls
+        call = f"{tool}/{blake2b(arguments, digest_size=16).hexdigest()}"
+        number = self._calls[call] = self._calls.get(call, 0) + 1
+        return self.key(f"{call}/{number}")
 
     async def progress(self, fraction: float, text: str = "") -> None:
         """Tell how far it is.

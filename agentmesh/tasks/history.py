@@ -61,6 +61,10 @@ class History:
         elif kind == RETURNED and delivery in self._began:  # others had not begun, and count for nothing
             self._began.remove(delivery)
 
+    def rank(self, deliveries: int) -> int:
+        """Higher in every later attempt, as far as is known: also of those that were given back."""
+        return max(deliveries, len(self.failures) + self.returned + 1)
+
     def complete(self, attempts: int) -> list[Failure]:
         """One entry per attempt: those without a record lost their worker."""
         known = {failure.attempt: failure for failure in self.failures}

@@ -40,4 +40,9 @@ class Wait:
     line: Line
 
 
-Outcome = Decided | Again | Dead | Return | Wait
+@dataclass(frozen=True)
+class Leave:
+    reason: str
+
+
+Outcome = Decided | Again | Dead | Return | Wait | Leave

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import msgspec
 
-from agentmesh.context import covering, current, time_of_end
+from agentmesh.context import Attempt, covering, current, time_of_end
 from agentmesh.errors import (
     BrokerError,
     DeadlineExceededError,
     InvalidMessageError,
     NoRespondersError,
     NoSuchToolError,
+    ToolArgumentsError,
     ToolTimeoutError,
     error_from_wire,
 )
@@ -68,6 +69,7 @@ class ToolClient:
         *,
         timeout: float | None = None,
         deadline: datetime | None = None,
+        key: str | None = None,
         **arguments: Any,
     ) -> T: ...
 
@@ -79,12 +81,20 @@ class ToolClient:
         *,
         timeout: float | None = None,
         deadline: datetime | None = None,
+        key: str | None = None,
         **arguments: Any,
     ) -> T: ...
 
     @overload
     async def call(
-        self, tool: str, /, *, timeout: float | None = None, deadline: datetime | None = None, **arguments: Any
+        self,
+        tool: str,
+        /,
+        *,
+        timeout: float | None = None,
+        deadline: datetime | None = None,
+        key: str | None = None,
+        **arguments: Any,
     ) -> Any: ...
 
     async def call(
@@ -94,10 +104,16 @@ class ToolClient:
         *,
         timeout: float | None = None,
         deadline: datetime | None = None,
+        key: str | None = None,
         **arguments: Any,
     ) -> Any:
-        """Run a tool in an executor and return its result. Like `invoke`, with the arguments written out."""
-        return await self.invoke(tool, arguments, timeout=timeout, deadline=deadline)
+        """Run a tool in an executor and return its result. Like `invoke`, with the arguments written out.
+
+        A tool with an argument that is called like an option here is called with `invoke`.
+        """
+        if key is not None and isinstance(tool, Tool) and "key" in tool.parameters["properties"]:
+            raise ToolArgumentsError(tool.name, "it has an argument 'key', and call() an option: use invoke()")
+        return await self.invoke(tool, arguments, timeout=timeout, deadline=deadline, key=key)
 
     async def invoke(
         self,
@@ -106,6 +122,7 @@ class ToolClient:
         *,
         timeout: float | None = None,
         deadline: datetime | None = None,
+        key: str | None = None,
     ) -> Any:
         """Run a tool in an executor and return its result: at most once.
 
@@ -116,6 +133,9 @@ class ToolClient:
             arguments: By name; they must have a JSON form.
             timeout: Seconds to wait; None: as long as the tool may run, within the deadline of the message at hand.
             deadline: Stop waiting at that time, if it comes first.
+            key: An idempotency key, such as `ctx.key("charge")`: the tool is run at most once for it, by whichever
+                executor, and what came of it, a result or an error, is kept for a day and returned to every call with
+                this key. A tool that raises `Retry` says that nothing was done: then the next call runs it again.
 
         Raises:
             NoSuchToolError: No executor serves it; names near misses.
@@ -125,6 +145,10 @@ class ToolClient:
             ToolLimitError: It was ended at a limit of CPU time, memory or output.
             ToolBusyError: The executor takes no more calls right now; nothing was run.
             BudgetExceededError: A budget is used up; nothing was run.
+            ToolOutcomeUnknownError: A call with this key was cut off in the middle; it is not run again.
+            IdempotencyConflictError: The key was used for another tool or other arguments; nothing was run.
+            AttemptReplacedError: The call came from the handler of a task, with a key, and another attempt of that
+                task has taken over; nothing was run.
             InvalidNameError: That cannot be the name of a tool; nothing was sent.
         """
         name = tool.name if isinstance(tool, Tool) else tool
@@ -140,7 +164,10 @@ class ToolClient:
             deadline=now() + timedelta(seconds=seconds),
             source_agent_id=context.agent if context else self._identity,
             schema_version=SCHEMA_VERSION,
+            key=key or "",
         )
+        if context is not None and context.attempt is not None:
+            await _sign(request, context.attempt, tool)
         if grants:
             from agentmesh.tasks.spending import charge  # child processes need this module, and no connection
 
@@ -198,6 +225,14 @@ class ToolClient:
         body = msgspec.json.encode({"call_id": call_id})
         with contextlib.suppress(BrokerError):  # then its deadline ends the tool
             await self._transport.publish(self._subjects.control(CANCEL), body)
+
+
+async def _sign(request: ToolRequest, attempt: Attempt, tool: str | Tool[..., Any]) -> None:
+    """Say which attempt of which task calls, if the call is one that is remembered, or may be."""
+    if not request.key and (isinstance(tool, str) or tool.once):  # of a name alone, only the executor knows
+        request.step = attempt.step_key(request.tool, bytes(request.arguments))
+    if request.key or (isinstance(tool, Tool) and tool.once):
+        request.task_id, request.fence = attempt.task_id, await attempt.fence()
 
 
 def _seconds(tool: str | Tool[..., Any], timeout: float | None, deadline: datetime | None) -> float:

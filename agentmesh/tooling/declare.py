@@ -105,6 +105,8 @@ class Tool(Generic[P, R_co]):
     limits: Limits
     effect: bool
     """Whether it changes something outside itself, so that repeating a call, or approving it, matters."""
+    once: bool
+    """Whether a call that the handler of a task makes is run once, however often the task is tried."""
     parameters: dict[str, Any]
     """JSON Schema of the arguments: an object."""
     returns: dict[str, Any]
@@ -119,6 +121,7 @@ class Tool(Generic[P, R_co]):
         isolation: Isolation | None = None,
         limits: Limits | None = None,
         effect: bool = False,
+        once: bool = False,
         settings: Mapping[str, Any] | None = None,
         hints: Mapping[str, Any] | None = None,
     ) -> None:
@@ -127,7 +130,8 @@ class Tool(Generic[P, R_co]):
         self.name = token("tool", function.__name__ if name is None else name)
         self.isolation = isolation or ("async" if self.is_async else "subprocess")
         self.limits = limits or Limits()
-        self.effect = effect
+        self.effect = effect or once
+        self.once = once
         self.hints = dict(hints) if hints is not None else _hints(function, self.name)
         about, argument_docs = _docstring(inspect.getdoc(function) or "")
         self.description = about if description is None else description
@@ -235,6 +239,7 @@ class Tool(Generic[P, R_co]):
             isolation=self.isolation,
             timeout=self.limits.timeout,
             effect=self.effect,
+            once=self.once,
         )
 
     # -- how it is made
@@ -246,6 +251,7 @@ class Tool(Generic[P, R_co]):
             "isolation": self.isolation,
             "limits": self.limits,
             "effect": self.effect,
+            "once": self.once,
             "settings": self._configured,
         }
 
@@ -307,6 +313,7 @@ def tool(
     file_bytes: int = 64 << 20,
     open_files: int = 256,
     effect: bool = False,
+    once: bool = False,
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 
 
@@ -318,6 +325,7 @@ def tool(
     description: str | None = None,
     isolation: Isolation | None = None,
     effect: bool = False,
+    once: bool = False,
     **limits: Any,
 ) -> Tool[P, R] | Callable[[Callable[P, R]], Tool[P, R]]:
     """Make a tool of a function: `@tool` or `@tool(timeout=5.0, …)`.
@@ -332,6 +340,8 @@ def tool(
             ended. `subprocess`: in a process of its own, under all limits, ended for good on timeout and cancel.
             None: `async` for `async def`, else `subprocess`.
         effect: Whether it changes something outside itself.
+        once: A call that the handler of a task makes is run at most once, however often the task is tried: the next
+            attempt gets what came of it. Implies `effect`. See `ToolClient.invoke` for keys of your own.
 
     Raises:
         DefinitionError: It cannot be a tool; says why.
@@ -346,6 +356,7 @@ def tool(
             isolation=isolation,
             limits=Limits(**limits),
             effect=effect,
+            once=once,
         )
 
     return make if function is None else make(function)

@@ -33,6 +33,8 @@ class ToolInfo(msgspec.Struct, frozen=True):
     timeout: float = 0.0
     """Seconds after which a call is ended."""
     effect: bool = False
+    once: bool = False
+    """A call from a task handler is remembered, and not run again by the next attempt."""
 
 
 class ToolListing(msgspec.Struct):
@@ -53,6 +55,14 @@ class ToolRequest(msgspec.Struct, omit_defaults=True):
     """When the caller stops waiting; the tool is ended then."""
     source_agent_id: str = ""
     schema_version: str = ""
+    key: str = ""
+    """An idempotency key: the tool is run at most once for it, and its outcome kept for a day."""
+    step: str = ""
+    """A key in case the tool was declared with `once` and the caller gave none."""
+    task_id: str = ""
+    """The task whose handler calls."""
+    fence: int = 0
+    """Of the attempt that calls; a call of an attempt that was replaced is refused."""
 
 
 class ToolReply(msgspec.Struct, omit_defaults=True):
