@@ -24,6 +24,9 @@ from agentmesh.transport import StreamInfo, StreamSpec, Transport
 PAGE_TIMEOUT = 2.0
 """Seconds to wait for the monitoring page."""
 
+CLOCK_SKEW = 1.0
+"""Seconds by which the broker's time of day may differ from ours."""
+
 NEARLY_FULL = 0.8
 """Fraction of a stream's bound from which on it is worth a warning."""
 
@@ -46,7 +49,7 @@ class Weakness:
     """One thing that breaks a promise, or may."""
 
     what: str
-    """`durability`, `replicas`, `limits`, `streams` or `room`."""
+    """`durability`, `clock`, `replicas`, `limits`, `streams` or `room`."""
     says: str
     fix: str
 
@@ -63,7 +66,7 @@ async def weaknesses(transport: Transport, *, monitor: str | None = None) -> lis
         BrokerError: JetStream does not answer.
     """
     streams = await transport.streams()
-    found = [await durability(monitor)]
+    found = [await durability(monitor), await clock(transport, streams)]
     return [
         *(weakness for weakness in found if weakness is not None),
         *_replicas(transport, streams),
@@ -101,6 +104,19 @@ def _page(url: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError("it is no monitoring page")
     return document
+
+
+# ------------------------------------------------------------ time
+
+
+async def clock(transport: Transport, streams: Iterable[StreamInfo]) -> Weakness | None:
+    """Whether the broker's time of day is ours: deadlines are set by one clock and read by another."""
+    first = next(iter(streams), None)
+    offset = await transport.clock_offset(first.name) if first is not None else None
+    if offset is None or abs(offset) <= CLOCK_SKEW:
+        return None
+    says = f"the clock of this machine is {abs(offset):.1f} s {'behind' if offset > 0 else 'ahead of'} the broker's"
+    return Weakness("clock", f"{says}: deadlines and times of tasks are off by that", "synchronise both: NTP, chrony")
 
 
 # ------------------------------------------------------------ streams

@@ -281,7 +281,7 @@ class Lease:
             return
         self.holder = self._record
         self._changed.set()
-        log.info("lease %s is ours (token %d)", self.name, self.token)
+        log.debug("lease %s is ours (token %d)", self.name, self.token)
         self._call(self._on_gained)
 
     def _extend(self, revision: int, began: float) -> None:
@@ -298,7 +298,7 @@ class Lease:
         self._revision = 0
         if self._held:
             self._held = False
-            log.info("lease %s is no longer ours: %s", self.name, reason)
+            log.debug("lease %s is no longer ours: %s", self.name, reason)
             self._call(lambda: self._on_lost(reason))
 
     def _call(self, callback: Callable[[], None]) -> None:

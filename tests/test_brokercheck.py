@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
 
 from agentmesh.brokercheck import Weakness, weaknesses
 from agentmesh.subjects import may_overlap
 from agentmesh.tasks.layout import SPECS
-from agentmesh.transport import StreamSpec, Transport, TransportOptions
+from agentmesh.transport import StreamSpec, Transport, TransportOptions, streams
 from tests.harness import Server
 
 TASKS = next(spec for spec in SPECS if spec.name == "TASKS")
@@ -31,6 +33,19 @@ async def test_a_broker_of_ours_has_no_weakness(transport: Transport, server: Se
         await transport.ensure_stream(spec)
 
     assert await look(transport, server) == []
+
+
+@pytest.mark.parametrize(("ahead", "says"), [(5.0, "5.0 s ahead of"), (-3.0, "3.0 s behind"), (0.5, "")])
+async def test_a_clock_that_differs_from_the_brokers_is_a_weakness(
+    transport: Transport, server: Server, monkeypatch: pytest.MonkeyPatch, ahead: float, says: str
+) -> None:
+    await transport.ensure_stream(TASKS)
+    monkeypatch.setattr(streams, "time", SimpleNamespace(time=lambda: time.time() + ahead))
+
+    found = await look(transport, server)
+
+    assert [weakness.what for weakness in found] == (["clock"] if says else [])
+    assert not says or says in found[0].says
 
 
 async def test_without_the_monitoring_page_nobody_knows_whether_it_syncs(transport: Transport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from agentmesh.cli.base import Commands, Session
 from agentmesh.cli.output import age
 
 if TYPE_CHECKING:
+    from agentmesh.lease import Holder
     from agentmesh.registry import AgentInfo, MessageInfo
 
 commands = Commands()
@@ -32,14 +34,25 @@ _STATES = {
 @commands.command(
     "ps",
     example="""agentmesh ps
+agentmesh ps --nodes
 agentmesh ps --json | jq '.[].state'""",
     panel=PANEL,
 )
 def ps(
     session: Session,
     agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="Only this agent.", show_default=False)] = None,
+    nodes: Annotated[
+        bool, typer.Option("--nodes", help="The processes that host agents, and the supervisors, instead.")
+    ] = False,
 ) -> None:
-    """List the replicas of agents that run now: state, process, queue and counts."""
+    """List the replicas of agents that run now: state, process, queue and counts.
+
+    With `--nodes`: which processes host agents, on which hosts, when they were last heard of, and which supervisor
+    does the chores of the tenant.
+    """
+    if nodes:
+        _show_nodes(session)
+        return
     infos = session.run(_agents(session, agent or "", brief=True))
     if agent and not infos:
         raise _unknown(agent, session.run(_agents(session, "", brief=True)))
@@ -70,6 +83,58 @@ def ps(
     for info in infos:
         if info.problem:
             session.out.warning(f"{info.name}: {info.problem}")
+
+
+def _show_nodes(session: Session) -> None:
+    supervisors, nodes, leases = session.run(_hosts(session))
+    out = session.out
+    if out.json:
+        out.document({"supervisors": supervisors, "nodes": nodes, "leases": leases})
+        return
+    rows = [
+        (
+            node["node"],
+            out.style(node["state"], {"up": "green", "down": "red"}.get(node["state"], "yellow")),
+            node["host"],
+            node["pid"],
+            ", ".join(node["agents"]),
+            node["replicas"],
+            f"{age(_time(node['seen_at']))} ago",
+            age(_time(node["started_at"])),
+        )
+        for node in nodes
+    ]
+    columns = ["NODE", "STATE", "HOST", "PID", "AGENTS", "REPLICAS", "SEEN", "UP"]
+    out.table(columns, rows, empty=_nobody(session))
+    for up in supervisors:
+        what = "does the chores" if up["active"] else "stands by"
+        out.note(f"supervisor {up['name']} (pid {up['pid']} on {up['host']}) {what}")
+    memory = leases.get("memory")
+    if memory is not None:
+        out.note(f"memory is served by pid {memory.pid} on {memory.host} from {memory.about.partition(':')[2]}")
+    for node in nodes:
+        if node["reason"]:
+            out.warning(f"{node['node']}: {node['reason']}")
+
+
+async def _hosts(session: Session) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Holder]]:
+    """The supervisors, the nodes as one of them sees them (else as we do), and who has which lease."""
+    from agentmesh.lease import holders
+    from agentmesh.presence import node_monitor
+    from agentmesh.up import ask_supervisor, outline, supervisors
+
+    async with session.connect() as mesh:
+        transport, subjects = mesh.transport, mesh.subjects
+        found = await supervisors(transport, subjects)
+        if found:
+            nodes = (await ask_supervisor(transport, subjects, "nodes", up=found[0]["id"]))["nodes"]
+        else:
+            nodes = [outline(node) for node in (await node_monitor(transport, subjects)).nodes()]
+        return found, nodes, await holders(transport, subjects)
+
+
+def _time(text: Any) -> datetime | None:
+    return datetime.fromisoformat(str(text).replace("Z", "+00:00")) if text else None
 
 
 agents = commands.group("agents", help="Who can be asked for what.", panel=PANEL)
@@ -207,6 +272,8 @@ def _steer(session: Session, requests: list[dict[str, Any]], done: list[str], ti
             session.out.error(answer["problem"])
         else:
             session.out.note(text)
+        if answer.get("elsewhere"):
+            session.out.note(f"  and {answer['elsewhere']} more on nodes of other supervisors, or that joined")
     if any(answer["problem"] for answer in answers):
         raise typer.Exit(exits.FAILED)
 
@@ -216,7 +283,11 @@ async def _supervisor(session: Session, requests: list[dict[str, Any]], timeout:
 
     async with session.connect() as mesh:
         timeout = session.timeout(timeout)
-        return [await ask_supervisor(mesh.transport, mesh.subjects, timeout=timeout, **request) for request in requests]
+        pid = session.running.pid if session.running else 0
+        return [
+            await ask_supervisor(mesh.transport, mesh.subjects, timeout=timeout, pid=pid, **request)
+            for request in requests
+        ]
 
 
 # ---------------------------------------------------------------- parts

@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": "demo",
     "up": "up",
     "down": "up",
+    "node": "node",
     "ps": "agents",
     "agents": "agents",
     "scale": "agents",

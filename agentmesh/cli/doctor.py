@@ -253,6 +253,7 @@ async def _broker(session: Session) -> list[Finding]:
                 _payload(session, transport),
                 await _jetstream(transport),
                 *await _promises(session, transport),
+                *await _supervisors(session, transport),
             ]
     except AgentMeshError as error:
         if session.guessing:
@@ -266,6 +267,31 @@ def _payload(session: Session, transport: Transport) -> Finding:
     if limit < 64 * 1024:
         return Finding(WARNING, "payload", f"messages up to {_size(limit)}", "raise max_payload in the broker")
     return Finding(OK, "payload", f"messages up to {_size(limit)}")
+
+
+async def _supervisors(session: Session, transport: Transport) -> list[Finding]:
+    """Who does the chores of the tenant, and whose memory it uses."""
+    from agentmesh.lease import holders
+    from agentmesh.up import supervisors
+
+    try:
+        found = await supervisors(transport, session.subjects)
+        leases = await holders(transport, session.subjects)
+    except AgentMeshError:
+        return []
+    findings = []
+    active = leases.get("supervisor")
+    if active is not None:
+        standing_by = sum(not up["active"] for up in found)
+        who = f"{active.about} (pid {active.pid} on {active.host}) does the chores, {standing_by} stand by"
+        findings.append(Finding(OK, "supervisor", who))
+    elif found:
+        findings.append(Finding(WARNING, "supervisor", "none does the chores", "look again in some seconds"))
+    if "memory" in leases:
+        memory = leases["memory"]
+        file = memory.about.partition(":")[2]
+        findings.append(Finding(OK, "memory", f"served by pid {memory.pid} on {memory.host} from {file}"))
+    return findings
 
 
 async def _jetstream(transport: Transport) -> Finding:
@@ -296,7 +322,7 @@ async def _promises(session: Session, transport: Transport) -> list[Finding]:
     findings = [Finding(WARNING, weakness.what, weakness.says, weakness.fix) for weakness in found]
     if not any(weakness.what == "durability" for weakness in found):
         findings.append(Finding(OK, "durability", "every accepted write is on disk (sync_interval: always)"))
-    if len(found) == sum(weakness.what == "durability" for weakness in found):
+    if all(weakness.what in ("durability", "clock") for weakness in found):
         findings.append(Finding(OK, "promises", "streams, copies and limits are as they should be"))
     return findings
 

@@ -65,12 +65,17 @@ def up(
         print_settings(session)
         return
     plan = _plan(session, targets or [], only, replicas or [], reload)
-    if not plan.agents:
-        session.out.note("no agents to run: name some as module:Class, or make a project: agentmesh init hello")
+    warn_of_nothing(session, plan)
     if detach:
         _run_detached(session, plan, strict)
     else:
-        _run_here(session, plan, strict)
+        run_here(session, plan, strict)
+
+
+def warn_of_nothing(session: Session, plan: UpPlan) -> None:
+    """Say so if no agent will run."""
+    if not plan.agents:
+        session.out.note("no agents to run: name some as module:Class, or make a project: agentmesh init hello")
 
 
 def _override(session: Session, store: str | None, port: int | None, nodes: int | None) -> None:
@@ -89,7 +94,12 @@ def _plan(session: Session, targets: Sequence[str], only: str | None, replicas: 
     return replace(plan, reload=reload, log_level=level)
 
 
-def _run_here(session: Session, plan: UpPlan, strict: bool) -> None:
+def run_here(session: Session, plan: UpPlan, strict: bool) -> None:
+    """Run a plan until it is told to stop, and show what happens.
+
+    Raises:
+        typer.Exit: It did not end well.
+    """
     from agentmesh.cli.screen import Screen
     from agentmesh.up import Ready, Stopped, Up
 

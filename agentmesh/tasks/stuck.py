@@ -61,6 +61,7 @@ class StuckSweep:
         on_buried: Called with each task id that was buried, and the reason.
         on_unhosted: Called with the agents nobody hosts and how many tasks wait for each, when that changed.
         period: Seconds between sweeps.
+        second_look: Seconds after which something must still look stuck.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class StuckSweep:
         on_buried: Callable[[str, str], None] = lambda task_id, reason: None,
         on_unhosted: Callable[[Mapping[str, int]], None] = lambda agents: None,
         period: float = PERIOD,
+        second_look: float = SECOND_LOOK,
     ) -> None:
         self._transport = transport
         self._subjects = subjects
         self._on_buried = on_buried
         self._on_unhosted = on_unhosted
         self._period = period
+        self._second_look = second_look
         self._given_up = asyncio.Event()
         self._last: dict[str, int] = {}
 
@@ -104,7 +107,7 @@ class StuckSweep:
             return found
         suspects = await self._suspects(queues)
         if suspects:
-            await asyncio.sleep(SECOND_LOOK)
+            await asyncio.sleep(self._second_look)
             queues = await self._queues()
             still = await self._suspects({subject: queues[subject] for subject, _ in suspects if subject in queues})
             for key in suspects.keys() & still.keys():

@@ -128,10 +128,10 @@ def _stored(message: Message) -> StoredMessage:
     stamp = headers.pop("Nats-Time-Stamp")
     for key in ("Nats-Stream", "Nats-Num-Pending", "Nats-Last-Sequence", "Nats-UpTo-Sequence"):
         headers.pop(key, None)
-    return StoredMessage(subject, sequence, message.data, headers, _time(stamp))
+    return StoredMessage(subject, sequence, message.data, headers, parse_time(stamp))
 
 
-def _time(stamp: str) -> datetime:
-    """`2026-11-21T07:10:00.123456789Z`; Python reads at most six digits."""
+def parse_time(stamp: str) -> datetime:
+    """A time of the broker: `2026-11-21T07:10:00.123456789Z`; Python reads at most six digits."""
     whole, _, fraction = stamp.removesuffix("Z").partition(".")
     return datetime.fromisoformat(f"{whole}.{fraction[:6]:0<6}+00:00")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from agentmesh.errors import ConfigError, JetStreamError
 from agentmesh.transport.api import JetStreamApi
+from agentmesh.transport.reading import parse_time
 
 log = logging.getLogger("agentmesh.transport")
 
@@ -231,6 +233,13 @@ class Admin:
             found += [_stream_info(entry) for entry in entries]
             if not entries or len(found) >= page.get("total", 0):
                 return found
+
+    async def clock_offset(self, stream: str) -> float | None:
+        began = time.time()
+        found = await self._api.find(f"STREAM.INFO.{stream}")
+        if found is None or "ts" not in found:
+            return None
+        return parse_time(found["ts"]).timestamp() - (began + time.time()) / 2
 
     async def consumer_info(self, stream: str, name: str) -> ConsumerInfo | None:
         found = await self._api.find(f"CONSUMER.INFO.{stream}.{name}")

@@ -282,6 +282,10 @@ class Transport:
         """Every stream of the account, also those of others."""
         return await self._admin.streams()
 
+    async def clock_offset(self, stream: str) -> float | None:
+        """Seconds by which the broker's time of day is ahead of ours, within a round trip; None without the stream."""
+        return await self._admin.clock_offset(stream)
+
     async def consumer_info(self, stream: str, name: str) -> ConsumerInfo | None:
         return await self._admin.consumer_info(stream, name)
 

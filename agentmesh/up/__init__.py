@@ -16,7 +16,7 @@ from agentmesh.up.events import (
     UpEvent,
     Warned,
 )
-from agentmesh.up.operations import ask_supervisor
+from agentmesh.up.operations import ask_supervisor, outline, supervisors
 from agentmesh.up.plan import AgentPlan, BrokerPlan, MemoryPlan, ToolsPlan, UpPlan
 from agentmesh.up.root import Up
 from agentmesh.up.rundir import holder, running
@@ -44,6 +44,8 @@ __all__ = [
     "ask_supervisor",
     "down",
     "holder",
+    "outline",
     "running",
     "start_detached",
+    "supervisors",
 ]

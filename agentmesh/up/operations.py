@@ -2,9 +2,10 @@
 
 | op        | arguments                | answer                                                        |
 | --------- | ------------------------ | ------------------------------------------------------------- |
-| `ping`    |                          | `up`: name, tenant, url, pid, started_at, root                 |
-| `ps`      |                          | `up`, `processes`, `wanted` (replicas per agent), `agents`     |
-| `scale`   | `agent`, `replicas`      | `problem`                                                      |
+| `ping`    |                          | `up`: name, id, active, knows, tenant, url, host, pid …        |
+| `ps`      |                          | `up`, `processes`, `wanted` (replicas per agent), `agents`, `nodes` |
+| `nodes`   |                          | `nodes`: state, host, pid, seen_at, names of agents …          |
+| `scale`   | `agent`, `replicas`      | `problem`, `elsewhere` (replicas on nodes of others)           |
 | `restart` | `name` (agent, process)  | `problem`                                                      |
 | `reload`  |                          | `nodes`, `problem`, `seconds`                                  |
 | `rolling` | `name` (agent; empty: all) | `nodes`, `problem`, `seconds`                                |
@@ -12,17 +13,21 @@
 | `logs`    | `source, after, limit`   | `lines`: number, at, source, text                              |
 | `down`    | `force`                  | at once; the stop follows                                      |
 
-With `up` a request is only for the mesh of that name, when several share a tenant. Errors are typed.
+Several supervisors may share a tenant. With `up` a request is only for the one of that name or id. Without, all of
+them answer what only reads; what changes something is for the active one alone. `ask_supervisor` looks who is there,
+and asks the one that has the agent. Errors are typed.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from agentmesh import registry
+from agentmesh.presence import NodeInfo
 from agentmesh.subjects import Subjects
 from agentmesh.supervisor.control import Arguments, ControlService, argument, call
 from agentmesh.transport import Transport
@@ -34,6 +39,9 @@ if TYPE_CHECKING:
 
 SUPERVISOR = "supervisor"
 """Control subject of the mesh."""
+
+READING = ("ping", "ps", "nodes", "logs")
+"""Operations that change nothing."""
 
 
 class Operations:
@@ -47,6 +55,7 @@ class Operations:
         operations = {
             "ping": self._ping,
             "ps": self._ps,
+            "nodes": self._nodes,
             "scale": self._scale,
             "restart": self._restart,
             "reload": self._reload,
@@ -68,15 +77,23 @@ class Operations:
         await self._service.stop()
 
     def _concerns(self, arguments: Arguments) -> bool:
-        return arguments.pop("up", None) in (None, "", self._up.plan.name)
+        wanted = arguments.pop("up", None)
+        if wanted in (None, ""):
+            chores = self._up.chores
+            return arguments.get("op") in READING or chores is None or chores.active or chores.holder is None
+        return wanted in (self._up.plan.name, self._up.id)
 
     async def _ping(self, arguments: Arguments) -> Arguments:
         plan = self._up.plan
         return {
             "up": {
                 "name": plan.name,
+                "id": self._up.id,
+                "active": self._up.chores is not None and self._up.chores.active,
+                "knows": [*self._fleet.agents, *self._fleet.members],
                 "tenant": plan.tenant,
                 "url": self._up.url,
+                "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "started_at": self._up.started_at,
                 "root": str(plan.root),
@@ -99,11 +116,19 @@ class Operations:
             "processes": self._fleet.table(),
             "wanted": wanted,
             "agents": [msgspec.to_builtins(info) for info in infos],
+            **await self._nodes(arguments),
         }
+
+    async def _nodes(self, arguments: Arguments) -> Arguments:
+        monitor = self._up.monitor
+        return {"nodes": [outline(node) for node in monitor.nodes()] if monitor else []}
 
     async def _scale(self, arguments: Arguments) -> Arguments:
         name: str = argument(arguments, "agent", str)
-        return {"problem": await self._fleet.scale(name, argument(arguments, "replicas", int))}
+        problem = await self._fleet.scale(name, argument(arguments, "replicas", int))
+        infos = await registry.discover(self._transport, self._subjects, name=name, brief=True)
+        elsewhere = sum(info.node not in self._fleet.nodes and info.state != "stopped" for info in infos)
+        return {"problem": problem, "elsewhere": elsewhere}
 
     async def _restart(self, arguments: Arguments) -> Arguments:
         return {"problem": await self._fleet.restart(argument(arguments, "name", str))}
@@ -135,16 +160,65 @@ class Operations:
         return await self._ping(arguments)
 
 
+def outline(node: NodeInfo) -> dict[str, Any]:
+    """A node as plain data, with the names of its agents."""
+    document: dict[str, Any] = msgspec.to_builtins(node)
+    document["agents"] = sorted({info.name for info in node.agents})
+    document["replicas"] = len(node.agents)
+    return document
+
+
+async def supervisors(transport: Transport, subjects: Subjects) -> list[dict[str, Any]]:
+    """Who supervises the tenant, as `ping` answers it; the active one first."""
+    question = msgspec.json.encode({"op": "ping"})
+    replies = await transport.request_many(subjects.control(SUPERVISOR), question, timeout=0.5, stall=registry.STALL)
+    answers = [msgspec.json.decode(reply.data) for reply in replies]
+    found = [answer["up"] for answer in answers if isinstance(answer, dict) and "up" in answer]
+    return sorted(found, key=lambda up: (not up.get("active"), str(up.get("started_at"))))
+
+
 async def ask_supervisor(
-    transport: Transport, subjects: Subjects, op: str, *, timeout: float = 30.0, **arguments: Any
+    transport: Transport,
+    subjects: Subjects,
+    op: str,
+    *,
+    up: str = "",
+    pid: int = 0,
+    timeout: float = 30.0,
+    **arguments: Any,
 ) -> Arguments:
     """Ask the running mesh something; see the module.
+
+    Args:
+        transport: The connection.
+        subjects: The tenant's subjects.
+        op: What.
+        up: Name or id of the one to ask; else it is found out, if it matters.
+        pid: Process of the one to prefer, if it runs on this host.
+        timeout: Seconds to wait for the answer.
+        arguments: Of the operation.
 
     Raises:
         NoRespondersError: No mesh runs for this tenant.
         AgentMeshError: What the operation raised.
     """
+    if not up and op not in READING:
+        up = _chosen(
+            await supervisors(transport, subjects), str(arguments.get("agent") or arguments.get("name") or ""), pid
+        )
+    if up:
+        arguments["up"] = up
     return await call(transport, subjects.control(SUPERVISOR), op, timeout=timeout, **arguments)
+
+
+def _chosen(found: list[dict[str, Any]], name: str, pid: int) -> str:
+    """Of those that know the agent or process the one here, else the active one; empty if there is no choice."""
+    if len(found) < 2:
+        return ""
+    able = [up for up in found if name in up.get("knows", ())] or found
+    host = socket.gethostname()
+    near = [up for up in able if pid and (up.get("pid"), up.get("host")) == (pid, host)]
+    return str((near or able)[0].get("id", ""))
 
 
 def _fitting(lines: list[Any], budget: int) -> list[Any]:

@@ -153,6 +153,8 @@ class UpPlan:
     """Seconds that agents get to finish when they are stopped."""
     ttl: float = 5.0
     """Whole seconds until another supervisor takes over from one that was killed."""
+    joined: bool = False
+    """Only host agents for a mesh that runs elsewhere: no doors, no chores, no control of the mesh."""
     reload: bool = False
     """Watch the sources and replace nodes whose code changed."""
     watch: tuple[Path, ...] = ()
@@ -173,6 +175,8 @@ class UpPlan:
                 raise ConfigError(f"agents.{agent.name}.replicas", f"{agent.replicas}: expected 0 or more")
         if self.ttl < 1 or self.ttl != int(self.ttl):
             raise ConfigError("supervisor.ttl", f"{self.ttl:g}: expected whole seconds, 1 or more")
+        if self.joined and self.broker.embedded:
+            raise ConfigError("broker.url", "a node joins a mesh that runs; say where its broker is")
         if self.nodes < 1:
             raise ConfigError("nodes", f"{self.nodes}: expected 1 or more")
 

@@ -12,8 +12,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import secrets
 import signal
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from agentmesh.broker import BrokerOptions, EmbeddedBroker
 from agentmesh.errors import AgentMeshError
 from agentmesh.ids import new_id, now
 from agentmesh.local import dispatcher
+from agentmesh.presence import NodeMonitor, node_monitor
 from agentmesh.subjects import Subjects
 from agentmesh.supervisor import ChildSpec, RestartPolicy, Supervisor, SupervisorEvent
 from agentmesh.tasks import Dispatcher, Mover, StuckSweep
@@ -67,6 +70,7 @@ class Up:
         self._mover: Mover | None = None
         self._door: MessageDoor | None = None
         self.chores: Chores | None = None
+        self.monitor: NodeMonitor | None = None
         self.id = new_id()
         """Of this run: names are not unique."""
         self._operations: Operations | None = None
@@ -129,16 +133,15 @@ class Up:
         self.transport = await Transport.connect(self.plan.transport(url, "up"))
         self.url = self.transport.url
         self._tell_broker()
-        embedded = self.plan.broker.embedded
-        suffix = "" if embedded else f"-{secrets.token_hex(2)}"
+        suffix = self._suffix()
         self.fleet = Fleet(self.plan, self.transport, url, suffix=suffix, emit=self._emit, on_line=self.book.add)
-        self._operations = Operations(self, self.fleet, self.transport)
         sources = await asyncio.to_thread(stamps, watched(self.plan))  # before anything of them is imported
-        await asyncio.gather(self._operations.start(), self._chores(), self.fleet.start(tree, self._memory_path()))
+        await asyncio.gather(self._steer(), self.fleet.start(tree, self._memory_path()))
         if self.plan.reload:
             watching = self._watch(self.fleet, sources)
             self._watching = asyncio.get_running_loop().create_task(watching, name="up: watch sources")
-        self._write_runfile()
+        if not self.plan.joined:
+            self._write_runfile()
         ready, failed = self.fleet.count()
         seconds = asyncio.get_running_loop().time() - began
         self._emit(Ready(url=self.url, seconds=seconds, agents=ready, failed=failed))
@@ -182,6 +185,23 @@ class Up:
             max_payload=wanted.max_payload,
             log_file=self.plan.folder / "logs" / "broker.log",
         )
+
+    def _suffix(self) -> str:
+        """For the names of nodes, which must be unique at the broker."""
+        if self.plan.broker.embedded:
+            return ""
+        place = re.sub(r"[^A-Za-z0-9]+", "-", f"-{socket.gethostname()}")[:20].rstrip("-") if self.plan.joined else ""
+        return f"{place}-{secrets.token_hex(2)}"
+
+    async def _steer(self) -> None:
+        """What a mesh has besides its processes."""
+        if self.plan.joined:
+            return
+        assert self.transport is not None
+        assert self.fleet is not None
+        self.monitor = await node_monitor(self.transport, self._subjects)
+        self._operations = Operations(self, self.fleet, self.transport)
+        await asyncio.gather(self._operations.start(), self._chores())
 
     async def _chores(self) -> None:
         """Route what is sent to the doors and what is due: it names an agent or a type of task, not a subject."""

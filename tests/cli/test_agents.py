@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -43,6 +44,19 @@ async def test_ps_lists_the_replicas_of_agents(cli: Cli, spawn: Spawn) -> None:
     assert ran.lines[0].split()[:3] == ["AGENT", "REPLICA", "STATE"]
     assert [line.split()[:3] for line in ran.lines[1:]] == [["clerk", "1", "ready"], ["clerk", "2", "ready"]]
     assert [(info["name"], info["state"]) for info in as_json.json] == [("clerk", "ready")] * 2
+
+
+async def test_ps_nodes_lists_the_processes_that_host_agents(cli: Cli, spawn: Spawn, mesh: Mesh) -> None:
+    await spawn(Clerk, replicas=2)
+
+    ran = await cli("ps", "--nodes")
+    as_json = await cli("ps", "--nodes", "--json")
+
+    assert ran.lines[0].split()[:4] == ["NODE", "STATE", "HOST", "PID"]
+    assert ran.lines[1].split()[:2] == [mesh.identity, "up"]
+    (node,) = as_json.json["nodes"]
+    assert (node["state"], node["pid"], node["agents"], node["replicas"]) == ("up", os.getpid(), ["clerk"], 2)
+    assert as_json.json["supervisors"] == []
 
 
 async def test_ps_without_agents_says_how_to_start_some(cli: Cli) -> None:

@@ -25,6 +25,7 @@ init up down ps ask tell publish submit map logs scale restart doctor demo bench
 task.ls task.get task.wait task.cancel dead.ls dead.show dead.retry dead.drop
 agents.ls agents.describe memory.get memory.ls memory.search
 drain pause resume quarantine.ls quarantine.release events
+node
 """
 
 

@@ -84,6 +84,7 @@ async def test_one_has_it_and_when_it_lets_go_the_next_one_takes_it_at_once(serv
         assert told == ["let go"]
 
 
+@pytest.mark.slow
 async def test_a_killed_holder_is_replaced_within_ttl_and_half_a_second(
     server: Server, connect: Open, spawn_process: SpawnProcess
 ) -> None:
@@ -138,6 +139,7 @@ async def test_the_renewal_after_somebody_else_took_it_is_refused(server: Server
         await asyncio.wait_for(lease.gained(), 10)  # when the other one's has ended
 
 
+@pytest.mark.slow
 async def test_a_holder_that_is_cut_off_stops_before_its_lease_ends_and_comes_back(
     server: Server, connect: Open
 ) -> None:

@@ -144,6 +144,7 @@ async def test_a_node_whose_end_was_seen_is_down_at_once_and_for_good(
         await watch.next("one", "up", timeout=1.2)
 
 
+@pytest.mark.slow
 async def test_nobody_is_down_while_we_are_the_ones_who_are_cut_off(
     server: Server, spawn_process: SpawnProcess
 ) -> None:

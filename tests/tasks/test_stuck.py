@@ -87,7 +87,7 @@ async def test_b14_a_task_the_broker_gives_up_is_dead_seconds_after_it_says_so(s
 async def test_c6_what_nobody_heard_the_broker_give_up_is_found_by_the_next_sweep(stage: Stage) -> None:
     task_id = await give_up_one(stage)  # nobody listens
 
-    async with sweeping(stage, period=0.5), asyncio.timeout(10):
+    async with sweeping(stage, period=0.5, second_look=0.5), asyncio.timeout(10):
         result = await stage.client.job(task_id).outcome()
         await stage.drained()
 
@@ -103,7 +103,7 @@ async def test_tasks_that_wait_run_or_are_tried_again_are_left_alone(stage: Stag
     nobody = await stage.client.submit(Nap(), to="nobody")
     await stage.handlers.has_started(2)
 
-    found = await StuckSweep(stage.transport, stage.subjects).sweep()
+    found = await StuckSweep(stage.transport, stage.subjects, second_look=0.1).sweep()
 
     assert found.buried == []
     assert (found.unhosted["worker"], found.unhosted["nobody"]) == (2, 1)  # the workers of this test are no agents
@@ -116,7 +116,7 @@ async def test_tasks_that_wait_run_or_are_tried_again_are_left_alone(stage: Stag
 async def test_a_task_in_a_queue_that_no_worker_reads_is_a_dead_letter(stage: Stage) -> None:
     task_id = await submit(stage, "worker", lane="urgent")
 
-    found = await StuckSweep(stage.transport, stage.subjects).sweep()
+    found = await StuckSweep(stage.transport, stage.subjects, second_look=0.1).sweep()
 
     assert found.buried == [task_id]
     (letter,) = await stage.client.dead_ls()
