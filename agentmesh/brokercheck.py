@@ -140,7 +140,8 @@ def _bounds(streams: Iterable[StreamInfo]) -> Iterator[Weakness]:
     """Bounds somebody edited. A larger one costs room, a smaller one refuses or forgets what we promise to keep."""
     for spec, info in _ours(streams):
         wanted = spec.config(1)
-        for key in ("max_age", "max_bytes", "max_msgs", "max_msgs_per_subject", "duplicate_window", "max_msg_size"):
+        bounds = ("max_age", "max_bytes", "max_msgs", "max_msgs_per_subject", "duplicate_window", "max_msg_size")
+        for key in (bound for bound in bounds if bound not in spec.settable):
             ours, theirs = _amount(wanted[key]), _amount(info.config.get(key, 0))
             if theirs < ours:
                 says = f"stream {spec.name} has {key} = {info.config.get(key)}, less than {wanted[key]}"

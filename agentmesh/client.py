@@ -29,6 +29,7 @@ from agentmesh.errors import (
     MailboxFullError,
     NoRespondersError,
     NoSuchAgentError,
+    QueueFullError,
     StreamFullError,
 )
 from agentmesh.ids import new_id, now
@@ -42,6 +43,7 @@ from agentmesh.subjects import Subjects
 from agentmesh.tasks import Batch, Job, Schedule, Schedules, TaskClient
 from agentmesh.tasks.keys import Keys, checked
 from agentmesh.tasks.spending import charge
+from agentmesh.tasks.use import Limits
 from agentmesh.tooling import ToolClient
 from agentmesh.transport import Inbox, Transport, is_no_responders
 from agentmesh.transport import Message as WireMessage
@@ -378,6 +380,8 @@ class Client:
         detached: bool = False,
         budget: Budget | None = None,
         idempotency_key: str | None = None,
+        patience: float = 0.0,
+        on_full: Callable[[QueueFullError], None] | None = None,
     ) -> Job[R]:
         """Hand over a task; when this returns, the task is accepted and survives anything.
 
@@ -396,9 +400,11 @@ class Client:
             budget: What it, and all that follows from it, may use.
             idempotency_key: Submitted again with it within a day, by whomever, the job is the first one. Instead of
                 `task_id`; and the same key for another task is an error.
+            patience: Seconds to wait for room when the queue is full; 0 raises at once.
+            on_full: Called with each refusal that is waited out; must not block.
 
         Raises:
-            QueueFullError: Not accepted.
+            QueueFullError: Not accepted; its `retry_after` says when to try again.
             BudgetExceededError: Not accepted: a budget is used up.
             IdempotencyConflictError: Not accepted: the key was used for another task.
             CallDepthError: Not accepted: too deep a chain of handlers.
@@ -417,6 +423,8 @@ class Client:
             detached=detached,
             budget=budget,
             idempotency_key=idempotency_key,
+            patience=patience,
+            on_full=on_full,
         )
 
     async def schedule(
@@ -469,6 +477,11 @@ class Client:
     def schedules(self) -> Schedules:
         """What is scheduled: list, pause, resume and remove by id."""
         return self.tasks.schedules
+
+    @property
+    def limits(self) -> Limits:
+        """How far limits are used, and how many tasks wait for them."""
+        return Limits(self.transport, self.subjects)
 
     def job(self, task_id: str, task_type: type[Task[R]] | None = None) -> Job[R]:
         """A handle on a task submitted earlier, also by another process; without its type the result is plain data."""

@@ -576,13 +576,19 @@ class TaskError(AgentMeshError):
 class QueueFullError(TaskError):
     """The task queue takes no more; the task was not accepted."""
 
-    def __init__(self, queue: str, limit: int) -> None:
-        super().__init__(queue, limit)
+    def __init__(self, queue: str, limit: int, retry_after: float = 1.0, unit: str = "tasks") -> None:
+        super().__init__(queue, limit, retry_after, unit)
         self.queue = queue
         self.limit = limit
+        """In `unit`s."""
+        self.retry_after = retry_after
+        """Seconds until there may be room, judged from how fast the queue drained lately; between 0.1 and 60."""
+        self.unit = unit
+        """`tasks` on that queue, or `bytes` of large tasks on all queues together."""
 
     def __str__(self) -> str:
-        return f"task queue {self.queue!r} is full ({self.limit} waiting); try again later or add replicas"
+        full = f"is full ({self.limit} waiting)" if self.unit == "tasks" else f"is full ({self.limit} bytes)"
+        return f"task queue {self.queue!r} {full}; try again in {self.retry_after:g} s, or add replicas"
 
 
 class NoSuchTaskError(TaskError):

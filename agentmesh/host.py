@@ -26,6 +26,7 @@ from agentmesh.agent.durable import DurableMailbox
 from agentmesh.client import CANCEL, Client
 from agentmesh.crashes import Crashes
 from agentmesh.errors import AgentMeshError, AgentStoppedError, ConfigError, Finish
+from agentmesh.limits import Limit
 from agentmesh.orders import StandingOrders
 from agentmesh.presence import Heart
 from agentmesh.registry import AgentInfo, MessageInfo, near_misses
@@ -118,6 +119,8 @@ class Hosted:
             prefetch=cell.prefetch,
             node=self._host.node,
             client=cell.client.tasks,
+            limits=cell.limits,
+            tenant_limits=self._host.limits,
         )
 
     def supervise(self, policy: RestartPolicy, on_escalation: Callable[[BaseException], None]) -> None:
@@ -218,15 +221,20 @@ class Host:
         client: The connection.
         node: Name of this process.
         policy: How often a failing agent is started again; then it stays down, and `on_escalation` is called.
+        limits: Bounds on all tasks of the tenant, as far as they are run here.
     """
 
-    def __init__(self, client: Client, node: str, *, policy: RestartPolicy | None = None) -> None:
+    def __init__(
+        self, client: Client, node: str, *, policy: RestartPolicy | None = None, limits: tuple[Limit, ...] = ()
+    ) -> None:
         self.client = client
         self.node = node
         self.hostname = socket.gethostname()
         self.heart = Heart(client.transport, client.subjects, node)
         self.services = client.transport.services
         self.on_escalation: Callable[[str, BaseException], None] | None = None
+        self.limits = limits
+        """Of all tasks of the tenant."""
         self._policy = policy or RestartPolicy()
         self.orders = StandingOrders(client.transport, client.subjects, node, self._obey)
         self.crashes = Crashes(client, node, self.orders)

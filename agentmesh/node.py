@@ -27,6 +27,7 @@ from agentmesh.agent import Agent, AgentCell, CellOptions, cell
 from agentmesh.client import Client
 from agentmesh.errors import AgentMeshError, InvalidMessageError, NoSuchAgentError
 from agentmesh.host import Host, load
+from agentmesh.limits import Limit
 from agentmesh.mailbox import Overflow
 from agentmesh.subjects import Subjects
 from agentmesh.supervisor import RestartPolicy
@@ -56,6 +57,8 @@ class NodeAgent(msgspec.Struct, omit_defaults=True):
     mailbox_size: int | None = None
     overflow: Overflow | None = None
     restart: str | None = None
+    limits: tuple[Limit, ...] = ()
+    """Bounds on the tasks in its queue."""
 
     def options(self, replica: int) -> CellOptions:
         """The options of one replica."""
@@ -67,6 +70,7 @@ class NodeAgent(msgspec.Struct, omit_defaults=True):
             mailbox_size=self.mailbox_size,
             overflow=self.overflow,
             restart=self.restart,
+            limits=self.limits,
             args=tuple(self.args),
             kwargs=self.kwargs,
         )
@@ -79,6 +83,8 @@ class NodeSpec(msgspec.Struct, omit_defaults=True):
     transport: dict[str, Any]
     """Fields of `TransportOptions`."""
     tenant: str = "default"
+    limits: tuple[Limit, ...] = ()
+    """Bounds on all tasks of the tenant."""
     agents: list[NodeAgent] = []
     paths: list[str] = []
     """Folders to import modules from, before all others."""
@@ -99,7 +105,7 @@ class Node:
         self._policy = RestartPolicy(**spec.policy)
         self._transport = transport
         subjects = Subjects(spec.tenant)
-        self._host = Host(Client(transport, subjects, spec.name), spec.name, policy=self._policy)
+        self._host = Host(Client(transport, subjects, spec.name), spec.name, policy=self._policy, limits=spec.limits)
         self._host.on_escalation = self._gave_up
         self._agents = {agent.name: agent for agent in spec.agents}
         self._cells: dict[tuple[str, int], AgentCell] = {}

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from agentmesh.deathwatch import Watch
     from agentmesh.mesh import ConnectOptions, Mesh
     from agentmesh.tasks import Job, Schedule, ScheduleInfo
+    from agentmesh.tasks.use import LimitUse
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -210,6 +211,7 @@ class SyncMesh:
         at: datetime | None = None,
         budget: Budget | None = None,
         idempotency_key: str | None = None,
+        patience: float = 0.0,
     ) -> SyncJob[R]:
         work = self._mesh.submit(
             task,
@@ -221,8 +223,13 @@ class SyncMesh:
             at=at,
             budget=budget,
             idempotency_key=idempotency_key,
+            patience=patience,
         )
         return SyncJob(self._thread, self._thread.run(work))
+
+    def limits(self) -> list[LimitUse]:
+        """See `Limits.ls`."""
+        return self._thread.run(self._mesh.limits.ls())
 
     def schedule(
         self,

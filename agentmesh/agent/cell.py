@@ -96,6 +96,7 @@ class AgentCell:
         self.name = token("agent", chosen.name or self.behaviour.name)
         self.replica = chosen.replica
         self.concurrency = _either(chosen.concurrency, agent_class.concurrency)
+        self.limits = chosen.limits
         self.prefetch = _either(chosen.prefetch, agent_class.prefetch)
         self.quarantine_after = agent_class.quarantine_after
         self.restart_type = _either(chosen.restart, agent_class.restart)

@@ -10,6 +10,7 @@ from typing import Any
 from agentmesh import codec
 from agentmesh.agent.declare import Handler
 from agentmesh.errors import AgentMeshError
+from agentmesh.limits import Limit
 from agentmesh.mailbox import Overflow
 
 
@@ -63,5 +64,7 @@ class CellOptions:
     mailbox_size: int | None = None
     overflow: Overflow | None = None
     restart: str | None = None
+    limits: tuple[Limit, ...] = ()
+    """Bounds on the tasks in its queue, over all its replicas."""
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)

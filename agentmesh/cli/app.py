@@ -39,6 +39,7 @@ COMMANDS = {
     "task": "task",
     "dead": "task",
     "schedule": "schedule",
+    "limits": "limits",
     "memory": "memory",
     "doctor": "doctor",
     "bench": "bench",

@@ -38,6 +38,8 @@ def make_plan(settings: Settings, targets: Sequence[str] = (), *, only: Iterable
         root=settings.root,
         broker=_broker(settings),
         agents=tuple(agent for agent in agents if not wanted or agent.name in wanted),
+        limits=tuple(limit.limit() for limit in settings.limits.tenant),
+        queue_limit=settings.tasks.queue_limit,
         nodes=settings.node.count or default_nodes(),
         tools=ToolsPlan(tuple(settings.tools.targets), settings.tools.executors, settings.tools.settings),
         memory=MemoryPlan(
@@ -104,6 +106,7 @@ def _agent(name: str, agent: AgentSettings, settings: Settings) -> AgentPlan:
         env=agent.env,
         isolation=agent.isolation,
         concurrency=agent.concurrency or settings.defaults.concurrency,
+        limits=tuple(limit.limit() for limit in agent.limits),
     )
     return plan if mailbox is None else replace(plan, mailbox_size=mailbox.size, overflow=mailbox.overflow)
 

@@ -14,7 +14,7 @@ from agentmesh.cli import exits, typed
 from agentmesh.cli.base import Commands, Session
 from agentmesh.cli.output import age, as_json, plain
 from agentmesh.cli.progress import Bar
-from agentmesh.errors import UsageError
+from agentmesh.errors import QueueFullError, UsageError
 
 if TYPE_CHECKING:
     from agentmesh.client import Client
@@ -85,6 +85,9 @@ def submit(
         typer.Option("--idempotency-key", metavar="KEY", help="The first to use it submits; others get that job."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait, and print the result instead of the id.")] = False,
+    patience: Annotated[
+        str, typer.Option("--patience", metavar="TIME", help="How long to wait for room in a full queue.")
+    ] = "30s",
 ) -> None:
     """Submit a task and print its id. From then on it survives anything.
 
@@ -96,7 +99,7 @@ def submit(
         session.check("task id", id)
     if id is not None and idempotency_key is not None:
         raise UsageError("give --id or --idempotency-key, not both")
-    how = {
+    how: dict[str, Any] = {
         "to": to,
         "priority": priority,
         "deadline": typed.seconds("--deadline", deadline),
@@ -104,8 +107,22 @@ def submit(
         "at": typed.moment(at),
         "task_id": id,
         "idempotency_key": idempotency_key,
+        "patience": typed.seconds("--patience", patience),
+        "on_full": _says_so(session),
     }
     session.run(_submit(session, _task(type, typed.read_object(data)), how, wait))
+
+
+def _says_so(session: Session) -> Callable[[QueueFullError], None]:
+    """Tells once per queue that we wait for room."""
+    told: set[str] = set()
+
+    def tell(refusal: QueueFullError) -> None:
+        if refusal.queue not in told:
+            told.add(refusal.queue)
+            session.out.note(f"{refusal}; waiting for room")
+
+    return tell
 
 
 async def _submit(session: Session, task: Task[Any], how: dict[str, Any], wait: bool) -> None:
@@ -391,6 +408,7 @@ async def _map(session: Session, tasks: list[Task[Any]], how: dict[str, Any], ke
     printed = 0
     async with session.connect() as mesh:
         batch = mesh.map(type(tasks[0]), tasks, on_error="return" if keep_going else "raise", **how)
+        batch.on_full = _says_so(session)
         with Bar(session.out, "working", total=len(tasks)) as bar:
             try:
                 async for entry in batch:

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from agentmesh.config.values import AgentName, Duration, ModuleTarget, Overflow, Size, Target, Tenant
-from agentmesh.errors import InvalidScheduleError
+from agentmesh.errors import DefinitionError, InvalidNameError, InvalidScheduleError
+from agentmesh.limits import Limit
 from agentmesh.when import repeating
 
 EMBEDDED = "embedded"
@@ -130,6 +131,37 @@ class DefaultSettings(Table):
     restart: RestartSettings = RestartSettings()
 
 
+class LimitSettings(Table):
+    """A limit: `{concurrency = 4}` or `{rate = 10, period = 60}`, and what is counted for itself."""
+
+    concurrency: int = 0
+    """Tasks that may run at the same time, over all workers on all hosts."""
+
+    rate: int = 0
+    """Instead: tasks that may start within `period`."""
+
+    period: Duration = 1.0
+    """Seconds."""
+
+    key: str = ""
+    """A field of the task: each of its values is counted for itself."""
+
+    name: str = ""
+    """Limits of the same name, kind and key are counted together."""
+
+    @model_validator(mode="after")
+    def _makes_a_limit(self) -> Self:
+        self.limit()
+        return self
+
+    def limit(self) -> Limit:
+        """The limit it describes."""
+        try:
+            return Limit(**self.model_dump())
+        except (DefinitionError, InvalidNameError) as error:
+            raise ValueError(str(error).removeprefix("Limit: ")) from None
+
+
 class AgentSettings(Table):
     """One agent: `[agents.NAME]`."""
 
@@ -154,11 +186,29 @@ class AgentSettings(Table):
     mailbox: MailboxSettings | None = None
     """Unset: the default, or what its class says."""
 
+    limits: list[LimitSettings] = []
+    """Bounds on the tasks in its queue, such as `[{concurrency = 4}, {rate = 10, period = 60, key = "host"}]`."""
+
     @model_validator(mode="after")
     def _env_needs_a_process(self) -> Self:
         if self.env and self.isolation != "process":
             raise ValueError("env needs isolation = 'process': agents in a shared process share its environment")
         return self
+
+
+class LimitsSettings(Table):
+    """Limits for all tasks of the tenant, beside those of agents and of task types: `[limits]`."""
+
+    tenant: list[LimitSettings] = []
+    """Bounds on all of them together, such as `[{concurrency = 50}]`."""
+
+
+class TaskSettings(Table):
+    """Queues of tasks: `[tasks]`."""
+
+    queue_limit: int | None = Field(default=None, ge=1)
+    """Tasks that may wait per agent and priority, for every tenant of this broker account: `agentmesh up` sets it when
+    it starts. Unset: as it is, 10000 at first."""
 
 
 class ToolSettings(Table):
@@ -234,6 +284,8 @@ class Settings(Table):
     supervisor: SupervisorSettings = SupervisorSettings()
     defaults: DefaultSettings = DefaultSettings()
     agents: dict[str, AgentSettings] = {}
+    tasks: TaskSettings = TaskSettings()
+    limits: LimitsSettings = LimitsSettings()
     tools: ToolSettings = ToolSettings()
     memory: MemorySettings = MemorySettings()
     schedules: dict[str, ScheduleSettings] = {}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 log = logging.getLogger("agentmesh.tasks")
-
-FULL_PAUSES = (0.1, 0.2, 0.5, 1.0)
-"""Seconds to wait before submitting again to a queue that is full."""
 
 CANCEL_TIMEOUT = 5.0
 """Seconds for cancelling what is under way when a batch ends early."""
@@ -79,6 +77,10 @@ class Batch(Generic[R]):
         """Items finished, well or not."""
         self.failed = 0
         """Items that did not complete."""
+        self.waiting = 0
+        """Items that are being submitted, or wait for room in the queue."""
+        self.on_full: Callable[[QueueFullError], None] | None = None
+        """Called with each refusal of a full queue, which is waited out; must not block."""
         self._tasks = [as_task(task_type, item) for item in self.items]
         self._client = client
         self._to = to
@@ -159,16 +161,23 @@ class Batch(Generic[R]):
 
     async def _submit(self, task: Task[R], task_id: str) -> Job[R]:
         """Submit; when the queue is full, wait for room: the others who use it go on, so do we."""
-        pauses = iter(FULL_PAUSES)
-        pause = 0.0
-        while True:
-            try:
-                return await self._client.submit(
-                    task, to=self._to, task_id=task_id, priority=self._priority, source=self._source
-                )
-            except QueueFullError:
-                pause = next(pauses, pause)
-                await asyncio.sleep(pause)
+        self.waiting += 1
+        try:
+            return await self._client.submit(
+                task,
+                to=self._to,
+                task_id=task_id,
+                priority=self._priority,
+                source=self._source,
+                patience=math.inf,
+                on_full=self._full,
+            )
+        finally:
+            self.waiting -= 1
+
+    def _full(self, refusal: QueueFullError) -> None:
+        if self.on_full is not None:
+            self.on_full(refusal)
 
     def _count(self, entry: Finished[R]) -> None:
         self.done += 1

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 from agentmesh import codec
 from agentmesh.budgets import Budget
-from agentmesh.errors import DefinitionError, PayloadTooLargeError, QueueFullError, StreamFullError
+from agentmesh.errors import DefinitionError, PayloadTooLargeError, QueueFullError
 from agentmesh.ids import new_id
 from agentmesh.messages import Task, wire_name
 from agentmesh.subjects import Subjects, token
@@ -18,8 +18,9 @@ from agentmesh.tasks import history, keys, slot
 from agentmesh.tasks.batch import Batch
 from agentmesh.tasks.dead import DeadLetters
 from agentmesh.tasks.job import Job
-from agentmesh.tasks.layout import MAILBOX_LIMIT, MAX_BODY, QUEUE_LIMIT, ensure_streams
+from agentmesh.tasks.layout import MAILBOX_LIMIT, MAX_BODY, ensure_streams
 from agentmesh.tasks.lineage import prompt
+from agentmesh.tasks.pressure import Patience, Pressure
 from agentmesh.tasks.schedules import Schedule, Schedules
 from agentmesh.tasks.spending import charge
 from agentmesh.tasks.status import Statuses, TaskStatus
@@ -29,7 +30,7 @@ from agentmesh.tasks.wire import DeadBody, Failure, ResultBody, TaskBody, encode
 from agentmesh.tasks.workflow import view
 from agentmesh.tasks.workflow.journal import signal_body
 from agentmesh.tasks.workflow.view import Step
-from agentmesh.transport import Transport
+from agentmesh.transport import PubAck, Transport
 from agentmesh.when import When, once, repeating
 
 R = TypeVar("R")
@@ -54,6 +55,7 @@ class TaskClient:
         self.results = Results(transport, subjects)
         self.dead = DeadLetters(transport, subjects)
         self.schedules = Schedules(transport, subjects)
+        self._pressure = Pressure(transport, subjects)
         self._statuses = Statuses(transport, subjects)
         self._ready = False
         self._ensuring = asyncio.Lock()
@@ -83,6 +85,8 @@ class TaskClient:
         budget: Budget | None = None,
         fingerprint: str = "",
         idempotency_key: str | None = None,
+        patience: float = 0.0,
+        on_full: Callable[[QueueFullError], None] | None = None,
     ) -> Job[R]:
         """Put a task into the queue. When this returns it is accepted: stored, and sure to be decided.
 
@@ -101,9 +105,11 @@ class TaskClient:
             fingerprint: Of a workflow's child.
             idempotency_key: Whoever submits it first has it accepted; everybody after that, for a day, gets the same
                 job. Instead of `task_id`, which is made from it.
+            patience: Seconds to wait for room in a full queue; 0 raises at once.
+            on_full: Called with each refusal that is waited out; must not block.
 
         Raises:
-            QueueFullError: Not accepted.
+            QueueFullError: Not accepted; says when to try again.
             IdempotencyConflictError: Not accepted: the key was used for another task.
             BudgetExceededError: Not accepted: a budget is used up.
             CallDepthError: Not accepted: too deep a chain of handlers.
@@ -115,11 +121,13 @@ class TaskClient:
         when = None if delay is None and at is None else once(delay, at)
         await self.ensure()
         due = None if when is None else when.at
-        wishes = Wishes(to, task_id, priority, deadline, source, trace_id, detached, budget, due)
+        wishes = Wishes(
+            to, task_id, priority, deadline, source, trace_id, detached, budget, due, Patience(patience, on_full)
+        )
         if idempotency_key is None:
             body = make_body(self.subjects, task, wishes)
             body.fingerprint = fingerprint
-            return await self._accept(body, when, type(task))
+            return await self._accept(body, when, type(task), wishes.patience)
         return await self._submit_once(task, wishes, when, idempotency_key)
 
     async def _submit_once(self, task: Task[R], wishes: Wishes, when: When | None, key: str) -> Job[R]:
@@ -140,12 +148,13 @@ class TaskClient:
             entry = await known.find(key, mark, record.what)
         if entry is not None and entry.record.state == "decided":
             return self.job(task_id, type(task))
-        job = await self._accept(make_body(self.subjects, task, replace(wishes, task_id=task_id)), when, type(task))
+        body = make_body(self.subjects, task, replace(wishes, task_id=task_id))
+        job = await self._accept(body, when, type(task), wishes.patience)
         if entry is not None:
             await known.decide(entry)
         return job
 
-    async def _accept(self, body: TaskBody, when: When | None, task_type: type[Task[R]]) -> Job[R]:
+    async def _accept(self, body: TaskBody, when: When | None, task_type: type[Task[R]], patience: Patience) -> Job[R]:
         if body.budget:
             await charge(self.transport, self.subjects, body.budget)
         if when is not None:
@@ -156,13 +165,13 @@ class TaskClient:
         to = body.agent_id
         subject = self.subjects.task_door() if to is None else self.subjects.tasks(to, body.priority)
         watch = self.results.watch(body.task_id, body.deadline, is_new=True)
-        try:
-            # The window of duplicates is the stream's, which all tenants share: hence the tenant in the id.
-            stored = await self.transport.publish_durable(
-                subject, data, msg_id=f"{self.subjects.tenant}.{body.task_id}"
-            )
-        except StreamFullError as error:
-            raise QueueFullError(subject, QUEUE_LIMIT) from error
+        # The window of duplicates is the stream's, which all tenants share: hence the tenant in the id.
+        msg_id = f"{self.subjects.tenant}.{body.task_id}"
+
+        def store() -> Awaitable[PubAck]:
+            return self.transport.publish_durable(subject, data, msg_id=msg_id)
+
+        stored = await self._pressure.patiently(store, subject, len(data), patience)
         if stored.duplicate:
             watch.look_at = 0.0  # it may be decided long since
         return Job(self, watch, task_type, stored.sequence)

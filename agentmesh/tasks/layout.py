@@ -52,6 +52,7 @@ SPECS = (
         max_msg_size=MAX_BODY,
         duplicate_window=600.0,
         max_consumers=10_000,
+        settable=("max_msgs_per_subject",),
         description="agentmesh: tasks that wait or are worked on",
     ),
     StreamSpec(
@@ -187,12 +188,20 @@ _ensured: WeakSet[Transport] = WeakSet()
 _ensured_one: WeakKeyDictionary[Transport, set[str]] = WeakKeyDictionary()
 
 
-async def ensure_streams(transport: Transport) -> None:
-    """Make the streams that are missing and check the others; once per connection."""
+async def ensure_streams(transport: Transport, queue_limit: int | None = None) -> None:
+    """Make the streams that are missing and check the others; once per connection.
+
+    Args:
+        transport: The connection.
+        queue_limit: Tasks that may wait per agent and priority, from now on and for everybody: the stream is shared
+            by all tenants of the account. None leaves that as it is, or `QUEUE_LIMIT` in a stream that is made.
+    """
     if transport not in _ensured:
         for spec in SPECS:
             await transport.ensure_stream(spec)
         _ensured.add(transport)
+    if queue_limit is not None:
+        await transport.edit_stream(TASKS, max_msgs_per_subject=queue_limit)
 
 
 async def ensure(transport: Transport, spec: StreamSpec) -> None:

@@ -15,6 +15,7 @@ from agentmesh.errors import DeadlineExceededError, DefinitionError
 from agentmesh.ids import new_id, now
 from agentmesh.messages import Task, wire_name
 from agentmesh.subjects import Subjects, token
+from agentmesh.tasks.pressure import IMPATIENT, Patience
 from agentmesh.tasks.wire import TaskBody
 
 
@@ -32,6 +33,7 @@ class Wishes:
     budget: Budget | None = None
     due: datetime | None = None
     """From when its deadline counts; None: from now."""
+    patience: Patience = IMPATIENT
 
 
 def make_body(subjects: Subjects, task: Task[Any], wishes: Wishes) -> TaskBody:

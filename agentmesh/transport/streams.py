@@ -47,6 +47,8 @@ class StreamSpec:
     deny_delete: bool = False
     deny_purge: bool = False
     max_consumers: int = 0
+    settable: tuple[str, ...] = ()
+    """Bounds that users choose: one that differs is no mistake."""
     description: str = ""
 
     def config(self, replicas: int) -> dict[str, Any]:
@@ -153,6 +155,8 @@ class ConsumerInfo:
     """Open pulls."""
     floor: int
     """Stream sequence up to which nothing is delivered any more: it was settled, or given up."""
+    settled: int
+    """Deliveries that were answered, well or not."""
     config: Mapping[str, Any] = field(repr=False)
 
 
@@ -194,8 +198,17 @@ class Admin:
                     raise
                 found = await self._api.call(f"STREAM.INFO.{spec.name}")
         _compare(
-            f"stream {spec.name}", _stream_view(wanted), _stream_view(found["config"]), _STREAM_MEANING, _STREAM_BOUNDS
+            f"stream {spec.name}",
+            _stream_view(wanted),
+            _stream_view(found["config"]),
+            _STREAM_MEANING,
+            tuple(bound for bound in _STREAM_BOUNDS if bound not in spec.settable),
         )
+
+    async def edit_stream(self, name: str, changes: Mapping[str, int]) -> None:
+        found = await self._api.call(f"STREAM.INFO.{name}")
+        if any(found["config"].get(key) != value for key, value in changes.items()):
+            await self._api.call(f"STREAM.UPDATE.{name}", {**found["config"], **changes})
 
     async def ensure_consumer(self, spec: ConsumerSpec) -> None:
         wanted = spec.config()
@@ -253,6 +266,7 @@ class Admin:
             redelivered=found["num_redelivered"],
             waiting=found["num_waiting"],
             floor=found["ack_floor" if found["num_ack_pending"] else "delivered"]["stream_seq"],
+            settled=found["delivered"]["consumer_seq"] - found["num_ack_pending"],
             config=found["config"],
         )
 

@@ -257,6 +257,14 @@ class Transport:
         """
         await self._admin.ensure_stream(spec, self.replicas)
 
+    async def edit_stream(self, name: str, **changes: int) -> None:
+        """Change bounds of a stream, given as the broker names them, for everybody who uses it.
+
+        Raises:
+            JetStreamError: There is no such stream, or it cannot be changed to that.
+        """
+        await self._admin.edit_stream(name, changes)
+
     async def ensure_consumer(self, spec: ConsumerSpec) -> None:
         """Make the consumer, or check the one that is there. If it is deleted later, pulls make it again.
 

@@ -195,6 +195,7 @@ class Launches:
             name=node.name,
             transport=transport,
             tenant=plan.tenant,
+            limits=plan.limits,
             agents=node.agents,
             paths=[str(plan.root.absolute())],
             policy=plan.policy.model_dump(),

@@ -60,6 +60,7 @@ def node_agent(plan: AgentPlan, replicas: Iterable[int]) -> NodeAgent:
         mailbox_size=plan.mailbox_size,
         overflow=plan.overflow,
         restart=plan.restart,
+        limits=plan.limits,
     )
 
 

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from pydantic import TypeAdapter, ValidationError
 
 from agentmesh.errors import ConfigError
+from agentmesh.limits import Limit, rules
 from agentmesh.subjects import token
 from agentmesh.supervisor import RestartPolicy
 from agentmesh.transport import TransportOptions
@@ -87,6 +88,8 @@ class AgentPlan:
     overflow: Literal["reject", "drop_oldest", "block"] | None = None
     restart: Literal["permanent", "transient", "temporary"] | None = None
     """None, here and above: what the class says."""
+    limits: tuple[Limit, ...] = ()
+    """Bounds on the tasks in its queue."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,10 @@ class UpPlan:
     """The project: modules are imported from here, and processes run here."""
     broker: BrokerPlan = BrokerPlan()
     agents: tuple[AgentPlan, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    """Bounds on all tasks of the tenant."""
+    queue_limit: int | None = None
+    """Tasks that may wait per agent and priority; None: as the broker has it."""
     nodes: int = field(default_factory=default_nodes)
     """Processes that agents share."""
     tools: ToolsPlan = ToolsPlan()
@@ -173,6 +180,8 @@ class UpPlan:
                 raise ConfigError(f"agents.{agent.name}.env", 'needs isolation = "process"')
             if agent.replicas < 0:
                 raise ConfigError(f"agents.{agent.name}.replicas", f"{agent.replicas}: expected 0 or more")
+            rules("agent", agent.name, agent.limits)
+        rules("tenant", self.tenant, self.limits)
         if self.ttl < 1 or self.ttl != int(self.ttl):
             raise ConfigError("supervisor.ttl", f"{self.ttl:g}: expected whole seconds, 1 or more")
         if self.joined and self.broker.embedded:

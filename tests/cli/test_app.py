@@ -24,7 +24,8 @@ ISSUED = """
 init up down ps ask tell publish submit map logs scale restart doctor demo bench version
 task.ls task.get task.wait task.cancel dead.ls dead.show dead.retry dead.drop
 agents.ls agents.describe memory.get memory.ls memory.search
-drain pause resume quarantine.ls quarantine.release events
+drain pause resume quarantine.ls quarantine.release events limits.ls chaos
+schedule.ls schedule.add schedule.show schedule.pause schedule.resume schedule.rm
 node
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from datetime import datetime, timedelta
@@ -20,7 +21,6 @@ from agentmesh.errors import (
     DuplicateStepError,
     InvalidMessageError,
     NestedStepError,
-    QueueFullError,
     Reject,
     Retry,
     SignalTimeoutError,
@@ -33,7 +33,7 @@ from agentmesh.errors import (
 from agentmesh.ids import now
 from agentmesh.messages import Task, TaskPolicy, wire_name
 from agentmesh.tasks import slot
-from agentmesh.tasks.batch import FULL_PAUSES, as_task
+from agentmesh.tasks.batch import as_task
 from agentmesh.tasks.wire import ResultBody, encode
 from agentmesh.tasks.workflow import calls
 from agentmesh.tasks.workflow.journal import SAGAS, Journal, StepError, digest, ident, signal_body
@@ -319,21 +319,15 @@ class Workflow:
         self, task: Task[R], child_id: str, fingerprint: str, to: str | None, priority: str | None
     ) -> Job[R]:
         """Submit; when the queue is full, wait for room."""
-        pauses = iter(FULL_PAUSES)
-        pause = 0.0
-        while True:
-            try:
-                return await self.client.submit(
-                    task,
-                    to=to,
-                    task_id=child_id,
-                    priority=priority,
-                    source=self.agent,
-                    fingerprint=fingerprint,
-                )
-            except QueueFullError:
-                pause = next(pauses, pause)
-                await asyncio.sleep(pause)
+        return await self.client.submit(
+            task,
+            to=to,
+            task_id=child_id,
+            priority=priority,
+            source=self.agent,
+            fingerprint=fingerprint,
+            patience=math.inf,
+        )
 
     def _result(self, job: Job[R], body: ResultBody) -> R:
         try:
