@@ -229,7 +229,7 @@ class Client:
             budget: What this request, and all that follows from it, may use.
             idempotency_key: The handler runs once for it, whoever asks; what came of it, a reply or an error, is kept
                 for a day and returned to everybody who asks the same with the same key. A handler that raises `Retry`
-                gives the key back. Cancelling the wait does not cancel the handler. Not for handlers that stream.
+                gives the key back. Cancelling the wait does not cancel the handler.
 
         Raises:
             NoSuchAgentError: Nobody listens; names near misses. Within 100 ms.

@@ -102,39 +102,40 @@ class Handling:
 
     async def _handle(self, letter: Letter, agent: Agent, message: Message, context: Context) -> None:
         entry = letter.handler
-        if entry.kind == "stream":
-            if letter.envelope.key:
-                raise InvalidMessageError(f"{entry.message_type.__name__} is answered by a stream: it takes no key")
-            await self._stream(letter, entry.call(agent, message, context))
-            return
-        if entry.kind == "request" and letter.envelope.key:
+        if letter.envelope.key and entry.kind != "event":
             await self._handle_once(letter, agent, message, context)
-            return
-        result = await entry.call(agent, message, context)
-        if entry.kind == "request" and letter.reply:
-            await self._answers.reply(letter, codec.encode_body(result, entry.reply_type))
+        elif entry.kind == "stream":
+            await self._stream(letter, entry.call(agent, message, context))
+        else:
+            result = await entry.call(agent, message, context)
+            if entry.kind == "request" and letter.reply:
+                await self._answers.reply(letter, codec.encode_body(result, entry.reply_type))
 
     async def _handle_once(self, letter: Letter, agent: Agent, message: Message, context: Context) -> None:
-        """A request with an idempotency key: its reply may be known already."""
+        """A request with an idempotency key: its reply may be known already. It is always one reply."""
+        entry = letter.handler
 
         async def work() -> bytes:
-            return codec.encode_body(await letter.handler.call(agent, message, context), letter.handler.reply_type)
+            if entry.kind == "stream":
+                return await _joined(letter, entry.call(agent, message, context))
+            return codec.encode_body(await entry.call(agent, message, context), entry.reply_type)
 
+        if letter.envelope.window > 0:
+            raise InvalidMessageError("a request with an idempotency key gets one reply, and not a stream")
         reply = await keyed.handle(self._keys, self._name, letter.envelope, work)
         if letter.reply:
             await self._answers.reply(letter, reply)
 
     async def _stream(self, letter: Letter, chunks: Any) -> None:
-        try:
-            if letter.envelope.window > 0 and letter.reply:
+        if letter.envelope.window > 0 and letter.reply:
+            try:
                 await self._send_chunks(letter, chunks)
-                return
-            whole = [chunk async for chunk in chunks]  # one reply is wanted: all chunks together
-            if letter.reply:
-                joined = "".join(whole) if letter.handler.reply_type is str else whole
-                await self._answers.reply(letter, codec.encode_body(joined))
-        finally:
-            await chunks.aclose()
+            finally:
+                await chunks.aclose()
+            return
+        whole = await _joined(letter, chunks)  # one reply is wanted
+        if letter.reply:
+            await self._answers.reply(letter, whole)
 
     async def _send_chunks(self, letter: Letter, chunks: Any) -> None:
         envelope = letter.envelope
@@ -170,6 +171,15 @@ class Handling:
             return None
         log.error("%s: handler of %s failed", self._name, kind, exc_info=error)
         return error, message
+
+
+async def _joined(letter: Letter, chunks: Any) -> bytes:
+    """All chunks of a stream together, as one reply."""
+    try:
+        whole = [chunk async for chunk in chunks]
+    finally:
+        await chunks.aclose()
+    return codec.encode_body("".join(whole) if letter.handler.reply_type is str else whole)
 
 
 def context_of(agent: str, envelope: codec.Envelope, *, answers: bool = False) -> Context:

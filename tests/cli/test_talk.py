@@ -72,6 +72,20 @@ async def test_ask_with_json_prints_each_part_as_a_line(cli: Cli, spawn: Spawn) 
     assert [json.loads(line) for line in ran.lines] == ["Hello, ", "Ada! "]
 
 
+async def test_ask_with_an_idempotency_key_gets_the_first_answer_again(cli: Cli, spawn: Spawn, mesh: Mesh) -> None:
+    await spawn(Greeter)
+    first = await cli("ask", "greeter", "Ada", "--idempotency-key", "k")
+    await mesh.stop("greeter")
+
+    again = await cli("ask", "greeter", "Ada", "--idempotency-key", "k", "--json")
+    other = await cli("ask", "greeter", "Bob", "--idempotency-key", "k")
+
+    assert (first.code, first.out) == (0, "Hello, Ada! \n")
+    assert json.loads(again.out) == "Hello, Ada! "
+    assert (other.code, other.out) == (2, "")
+    assert "used for Prompt of greeter" in other.err
+
+
 async def test_ask_sends_any_request_by_its_type(cli: Cli, spawn: Spawn) -> None:
     await spawn(Greeter)
 

@@ -75,6 +75,21 @@ async def test_a_task_with_an_id_of_ones_own_is_run_once(cli: Cli, spawn: Spawn)
     assert [entry["task_id"] for entry in listed.json] == ["mine"]
 
 
+async def test_a_key_finds_the_task_that_was_submitted_with_it(cli: Cli, spawn: Spawn) -> None:
+    await spawn(Worker)
+    keyed = ("--idempotency-key", "nightly")
+
+    first = await cli("submit", "Square", "--data", '{"number": 7}', *keyed)
+    again = await cli("submit", "Square", "--data", '{"number": 7}', *keyed, "--wait")
+    other = await cli("submit", "Square", "--data", '{"number": 8}', *keyed)
+    both = await cli("submit", "Square", "--data", '{"number": 7}', *keyed, "--id", "mine")
+
+    assert first.out.strip() in again.err
+    assert (again.code, again.out) == (0, "49\n")
+    assert (other.code, both.code) == (2, 2)
+    assert "used for task Square with other content" in other.err
+
+
 async def test_a_task_waits_until_somebody_can_do_it(cli: Cli) -> None:
     await cli("submit", "Square", "--data", '{"number": 2}', "--to", "worker", "--id", "early")
 
