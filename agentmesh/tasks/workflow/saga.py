@@ -161,7 +161,9 @@ class Saga:
     ) -> None:
         if self._token is not None:
             undoing.reset(self._token)
-        if isinstance(error, asyncio.CancelledError | BrokerError | Retry):
+        if isinstance(error, asyncio.CancelledError | BrokerError):
+            return
+        if isinstance(error, Retry) and not self._flow.desk.ended:  # a task that is decided is not tried again
             return
         if self._outcome is None:
             self._outcome = await self._decided(error)
