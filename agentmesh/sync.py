@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agentmesh.agent import Agent
     from agentmesh.deathwatch import Watch
     from agentmesh.mesh import ConnectOptions, Mesh
-    from agentmesh.tasks import Job, Schedule, ScheduleInfo
+    from agentmesh.tasks import Job, Schedule, ScheduleInfo, Step
     from agentmesh.tasks.use import LimitUse
 
 R = TypeVar("R")
@@ -119,6 +119,14 @@ class SyncJob(Generic[R]):
     def cancel(self) -> bool:
         """See `Job.cancel`."""
         return self._thread.run(self._job.cancel())
+
+    def signal(self, name: str, value: Any = None) -> bool:
+        """See `Job.signal`."""
+        return self._thread.run(self._job.signal(name, value))
+
+    def steps(self) -> list[Step]:
+        """See `Job.steps`."""
+        return self._thread.run(self._job.steps())
 
     def __iter__(self) -> Iterator[Any]:
         """Progress and chunks, from the first one on, until the task is decided."""

@@ -37,7 +37,7 @@ COMMANDS = {
     "submit": "task",
     "map": "task",
     "task": "task",
-    "dead": "task",
+    "dead": "dead",
     "schedule": "schedule",
     "limits": "limits",
     "memory": "memory",

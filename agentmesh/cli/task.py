@@ -1,12 +1,13 @@
-"""`agentmesh submit`, `map`, `task` and `dead`: work that is not lost."""
+"""`agentmesh submit`, `map` and `task`: work that is not lost."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
+import shlex
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,9 +20,7 @@ from agentmesh.errors import QueueFullError, UsageError
 if TYPE_CHECKING:
     from agentmesh.client import Client
     from agentmesh.messages import Task
-    from agentmesh.tasks import Finished, Job, JobEvent, TaskClient, TaskStatus
-
-T = TypeVar("T")
+    from agentmesh.tasks import Finished, Job, JobEvent, Step, TaskStatus
 
 commands = Commands()
 PANEL = "Work"
@@ -222,6 +221,62 @@ async def _cancel(session: Session, task_id: str) -> bool:
         return await mesh.tasks.cancel(task_id, "cli")
 
 
+@task.command("show", example="agentmesh task show trip-17\nagentmesh task show trip-17 --json")
+def show(session: Session, id: TaskId) -> None:
+    """Show the steps of a workflow: what is done, what runs, what failed and what was undone."""
+    status, steps = session.run(_show_steps(session, session.check("task id", id)))
+    if session.out.json:
+        session.out.document({**plain(status), "steps": [plain(step) for step in steps]})
+        return
+    session.out.fields(_told(status))
+    session.out.answer("")
+    rows = [
+        (step.name, _kind(step), step.state, age(step.ended_at or step.began_at), step.error or None) for step in steps
+    ]
+    session.out.table(["STEP", "WHAT", "STATE", "AGE", "ERROR"], rows, empty="it has no steps: it is no workflow")
+    for step in steps:
+        if step.kind == "signal" and step.state == "running":
+            session.out.note(f"it waits for: agentmesh task signal {id} {shlex.quote(step.name)} --data VALUE")
+
+
+async def _show_steps(session: Session, task_id: str) -> tuple[TaskStatus, list[Step]]:
+    async with session.connect() as mesh:
+        return await mesh.tasks.get(task_id), await mesh.tasks.steps(task_id)
+
+
+def _kind(step: Step) -> str:
+    what = f"{step.kind} {step.task_type}".rstrip()
+    return f"{what} ({step.total - step.failed} of {step.total})" if step.total and step.state != "running" else what
+
+
+@task.command("signal", example="agentmesh task signal trip-17 approved --data true")
+def signal(
+    session: Session,
+    id: TaskId,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the signal.", show_default=False)],
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", metavar="JSON|@FILE|-", help="Value of the signal; else null.")
+    ] = None,
+) -> None:
+    """Give a workflow the signal it waits for, or will. The first one counts; exits with 1 if there was one."""
+    value = None if data is None else typed.read_value(data)
+    counts = session.run(_signal(session, session.check("task id", id), name, value))
+    if session.out.json:
+        session.out.document({"id": id, "signal": name, "counts": counts})
+    elif counts:
+        session.out.note(f"task {id} has got {name!r}")
+    else:
+        session.out.error(f"{name!r} came too late: it was given before or has timed out, or task {id} is decided")
+    if not counts:
+        raise typer.Exit(exits.FAILED)
+
+
+async def _signal(session: Session, task_id: str, name: str, value: Any) -> bool:
+    async with session.connect() as mesh:
+        await mesh.tasks.get(task_id)  # one that does not exist would never hear it
+        return await mesh.tasks.signal(task_id, name, value)
+
+
 @commands.command(
     "map",
     example="""agentmesh map CountWords --data '{"text": "one two"}' --data '{"text": "three"}'
@@ -279,72 +334,6 @@ def _item(number: int, line: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"--items, line {number}: expected a JSON object, not {line[:60]!r}")
     return value
-
-
-dead = commands.group("dead", help="Dead letters: tasks that were given up.", panel=PANEL)
-
-
-@dead.command("ls", example="agentmesh dead ls")
-def dead_ls(session: Session, limit: Limit = 100) -> None:
-    """List dead letters, oldest first, with the reason."""
-    letters = session.run(_dead(session, lambda tasks: tasks.dead_ls(limit)))
-    if session.out.json:
-        session.out.document(letters)
-        return
-    rows = [
-        (letter.task_id, letter.task_type or letter.kind, letter.agent_id or None, letter.attempts, letter.reason)
-        for letter in letters
-    ]
-    session.out.table(["ID", "TYPE", "AGENT", "ATTEMPTS", "REASON"], rows, empty="no dead letters")
-
-
-@dead.command("show", example="agentmesh dead show 0Wx3kPz1-7")
-def dead_show(session: Session, id: TaskId) -> None:
-    """Show a dead letter: the message, and what was tried."""
-    session.check("task id", id)
-    letter = session.run(_dead(session, lambda tasks: tasks.dead_show(id)))
-    if session.out.json:
-        session.out.document(letter)
-        return
-    tried = [f"{f.attempt}. {f.error_type}: {f.message} ({f.worker or 'unknown node'})" for f in letter.history]
-    session.out.fields(
-        [
-            ("id", letter.task_id),
-            ("type", letter.task_type or letter.kind),
-            ("agent", letter.agent_id),
-            ("reason", letter.reason),
-            ("tried", "\n".join(tried)),
-            ("message", letter.original().decode(errors="backslashreplace")),
-        ]
-    )
-    session.out.note(f"\nagain: agentmesh dead retry {id}    forget it: agentmesh dead drop {id}")
-
-
-@dead.command("retry", example="agentmesh dead retry 0Wx3kPz1-7")
-def dead_retry(session: Session, id: TaskId) -> None:
-    """Put a dead letter back into its queue, under a new id, which is printed."""
-    session.check("task id", id)
-    fresh = session.run(_dead(session, lambda tasks: tasks.dead_retry(id)))
-    if session.out.json:
-        session.out.document({"id": fresh})
-    else:
-        session.out.answer(fresh)
-
-
-@dead.command("drop", example="agentmesh dead drop 0Wx3kPz1-7")
-def dead_drop(session: Session, id: TaskId) -> None:
-    """Forget a dead letter for good."""
-    session.check("task id", id)
-    session.run(_dead(session, lambda tasks: tasks.dead_drop(id)))
-    if session.out.json:
-        session.out.document({"id": id, "dropped": True})
-    else:
-        session.out.note(f"{id} is gone")
-
-
-async def _dead(session: Session, ask: Callable[[TaskClient], Awaitable[T]]) -> T:
-    async with session.connect() as mesh:
-        return await ask(mesh.tasks)
 
 
 # ---------------------------------------------------------------- parts

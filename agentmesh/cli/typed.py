@@ -79,20 +79,27 @@ def read_text(given: str) -> str:
     return given.removeprefix("@")
 
 
+def read_value(given: str) -> Any:
+    """The JSON value in `--data`.
+
+    Raises:
+        UsageError: It is no JSON.
+    """
+    try:
+        return json.loads(read_text(given))
+    except ValueError as error:
+        raise UsageError(f"--data is not JSON: {error}") from None
+
+
 def read_object(given: str | None) -> dict[str, Any]:
     """The JSON object in `--data`; nothing is an object without fields.
 
     Raises:
         UsageError: It is something else.
     """
-    if given is None:
-        return {}
-    try:
-        value = json.loads(read_text(given))
-    except ValueError as error:
-        raise UsageError(f"--data is not JSON: {error}") from None
+    value = {} if given is None else read_value(given)
     if not isinstance(value, dict):
-        raise UsageError(f'--data is {given[:60]!r}; expected a JSON object such as {{"text": "hi"}}')
+        raise UsageError(f'--data is {str(given)[:60]!r}; expected a JSON object such as {{"text": "hi"}}')
     return value
 
 

@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from agentmesh import Agent, AgentRef, Mesh, Reject, Task, TaskContext, handler
+from agentmesh.cli import exits
 from tests.cli.conftest import Cli
+from tests.harness import eventually
 
 Spawn = Callable[..., Awaitable[AgentRef]]
 
@@ -25,6 +27,10 @@ class Stay(Task[str]):
     pass
 
 
+class Deliver(Task[str]):
+    pass
+
+
 class Worker(Agent):
     """Does sums."""
 
@@ -38,6 +44,13 @@ class Worker(Agent):
     @handler
     async def refuse(self, task: Refuse) -> int:
         raise Reject(task.reason)
+
+    @handler
+    async def deliver(self, task: Deliver, ctx: TaskContext) -> str:
+        number = await ctx.step("take number", lambda: 7)
+        squared = await ctx.run(Square(number=number))
+        who = await ctx.signal("who signs", str)
+        return f"{squared} for {who}"
 
     @handler
     async def stay(self, task: Stay) -> str:
@@ -197,3 +210,42 @@ async def test_items_that_are_no_objects_are_refused_before_anything_is_submitte
 
     assert ran.code == 2
     assert "line 2" in ran.err
+
+
+async def test_show_lists_the_steps_of_a_workflow_and_signal_lets_it_go_on(cli: Cli, mesh: Mesh, spawn: Spawn) -> None:
+    await spawn(Worker)
+    job = await mesh.submit(Deliver(), to="worker", task_id="parcel")
+
+    async def waits() -> bool:
+        return any(step.name == "who signs" for step in await job.steps())
+
+    await eventually(waits)
+    shown = await cli("task", "show", "parcel")
+    given = await cli("task", "signal", "parcel", "who signs", "--data", '"Ada"')
+    late = await cli("task", "signal", "parcel", "who signs", "--data", '"Bob"', "--json")
+
+    assert await job.result(10) == "49 for Ada"
+    rows = [line.split() for line in shown.lines[-4:]]
+    assert rows[0] == ["STEP", "WHAT", "STATE", "AGE", "ERROR"]
+    assert rows[1][:4] == ["take", "number", "step", "completed"]
+    assert rows[2][:4] == ["Square", "run", "Square", "completed"]
+    assert rows[3][:4] == ["who", "signs", "signal", "running"]
+    assert "agentmesh task signal parcel 'who signs' --data VALUE" in shown.err
+    assert (given.code, late.code, late.json["counts"]) == (0, 1, False)
+    document = (await cli("task", "show", "parcel", "--json")).json
+    assert document["state"] == "completed"
+    assert [step["name"] for step in document["steps"]] == ["take number", "Square", "who signs"]
+
+
+async def test_show_of_a_task_that_is_no_workflow_says_so_and_signals_need_a_task(
+    cli: Cli, mesh: Mesh, spawn: Spawn
+) -> None:
+    await spawn(Worker)
+    await (await mesh.submit(Square(number=2), to="worker", task_id="plain")).result(10)
+
+    shown = await cli("task", "show", "plain")
+    unknown = await cli("task", "signal", "nobody", "go")
+    broken = await cli("task", "signal", "plain", "go", "--data", "{")
+
+    assert "no workflow" in shown.err
+    assert (unknown.code, broken.code) == (exits.FAILED, exits.USAGE)

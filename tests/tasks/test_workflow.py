@@ -480,6 +480,7 @@ async def test_a_workflow_that_waits_leaves_its_slot_to_others_and_its_time_limi
         assert await job.result(5) == "at last"
 
 
+@pytest.mark.slow
 async def test_more_waiting_workflows_than_a_worker_keeps_are_given_back_and_come_again(shop: Shop) -> None:
     async def handler(ctx: TaskContext) -> int:
         return await ctx.signal("go", int)
