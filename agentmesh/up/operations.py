@@ -203,9 +203,8 @@ async def ask_supervisor(
         AgentMeshError: What the operation raised.
     """
     if not up and op not in READING:
-        up = _chosen(
-            await supervisors(transport, subjects), str(arguments.get("agent") or arguments.get("name") or ""), pid
-        )
+        name = next((str(arguments[key]) for key in ("agent", "name", "node") if arguments.get(key)), "")
+        up = _chosen(await supervisors(transport, subjects), name, pid)
     if up:
         arguments["up"] = up
     return await call(transport, subjects.control(SUPERVISOR), op, timeout=timeout, **arguments)

@@ -147,6 +147,17 @@ async def test_the_page_about_memory_runs(mesh: Mesh) -> None:
     assert names["record"].value == {"found": 3}
 
 
+async def test_the_page_about_hosts_runs(mesh: Mesh, spawn: Spawn) -> None:
+    watched, leased = blocks(ROOT / "docs/hosts.md", "python")
+    names: dict[str, Any] = {"mesh": mesh}
+
+    await run_block(watched, "hosts.md", names)
+    await run_block(leased, "hosts.md", names)
+
+    assert names["alive"] == []
+    assert names["token"] > 0
+
+
 async def test_the_page_about_testing_runs(tmp_path: Path) -> None:
     (code,) = blocks(ROOT / "docs/testing.md", "python")
     agent = """

@@ -19,13 +19,14 @@ from agentmesh import happenings
 from agentmesh.client import Client
 from agentmesh.errors import ConfigError, NoSuchAgentError
 from agentmesh.lease import holders
-from agentmesh.presence import node_monitor
+from agentmesh.presence import NodeChange, node_monitor
 from agentmesh.registry import AgentInfo, discover
 from agentmesh.subjects import Subjects
 from agentmesh.transport import Transport, TransportOptions
 from agentmesh.up import BrokerPlan, UpPlan, ask_supervisor, supervisors
 from tests.harness import Process, Server, eventually
 from tests.harness.fixtures import SpawnProcess
+from tests.harness.process import kill_pid
 from tests.up.conftest import SWARM
 
 SLACK = 2.0
@@ -246,18 +247,38 @@ async def test_a_node_joins_shares_the_work_and_leaves(hosts: Hosts) -> None:
 
 
 @pytest.mark.slow
-async def test_agents_of_a_joined_node_that_crash_are_back_and_a_killed_node_is_noticed(hosts: Hosts) -> None:
+async def test_a_crashed_node_process_is_known_at_once_and_back_and_a_killed_node_is_noticed(hosts: Hosts) -> None:
     await hosts.up("home", AGENTS)
     joined = await hosts.run("node", "guest", "", "swarm:Adder")
     (pid,) = (pid for pid in await hosts.pids("adder") if pid in joined.family())
     monitor = await node_monitor(hosts.transport, hosts.client.subjects)
-    lost = asyncio.Event()
-    monitor.listen(lambda change: lost.set() if change.node.pid == pid and change.state == "down" else None)
+    changes: list[NodeChange] = []
+    changed = asyncio.Event()
+
+    def listen(change: NodeChange) -> None:
+        changes.append(change)
+        changed.set()
+
+    async def until(*states: str) -> NodeChange:
+        while not (found := [change for change in changes if change.state in states]):
+            changed.clear()
+            await changed.wait()
+        changes.clear()
+        return found[0]
+
+    monitor.listen(listen)
+    kill_pid(pid)
+    async with asyncio.timeout(SLACK):
+        gone = await until("down")
+    assert (gone.node.pid, gone.certain, gone.node.reason) == (pid, True, "SIGKILL")
+    async with asyncio.timeout(10):
+        back = await until("up")
+    assert (back.node.node, back.node.life != gone.node.life) == (gone.node.node, True)
 
     joined.kill9()
     async with asyncio.timeout(3.5 + SLACK):
-        await lost.wait()
-
+        gone = await until("left", "down")  # its process may still have time to say goodbye
+    assert gone.node.life == back.node.life
     results = await asyncio.gather(*(hosts.client.ask_raw("greeter", "Hi", {"name": "x"}) for _ in range(10)))
     assert results == ["Hello x"] * 10
 
