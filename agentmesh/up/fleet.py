@@ -393,7 +393,7 @@ class Fleet:
     # ------------------------------------------------------------ what the processes tell
     def _on_event(self, member: Member, event: SupervisorEvent) -> None:
         if event.kind == "exited" and member.kind == "node" and member.process is not None:
-            self._beside(self._report_death(member.name, member.process.pid, event.detail.partition("\n")[0]))
+            self._beside(self._report_death(member.name, member.process.pid, event.detail))
         if member.name in self._candidates:
             return
         if event.kind == "exited" and member.name not in self._retired:
@@ -410,8 +410,9 @@ class Fleet:
             self.emit(Warned(source=member.name, text=text, hint=hint))
             self._note_all(member.name, "failed", event.detail.splitlines()[0])
 
-    async def _report_death(self, node: str, pid: int, reason: str) -> None:
+    async def _report_death(self, node: str, pid: int, detail: str) -> None:
         """Spare the others the wait for signs of life that do not come."""
+        reason = detail.partition("\n")[0].removeprefix(f"{node} ")
         if self._transport.is_connected:
             with contextlib.suppress(BrokerError):  # then they wait
                 await report_death(self._transport, self._subjects, node, pid, reason)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,7 +28,6 @@ from agentmesh.transport import Transport, TransportOptions
 from agentmesh.up import BrokerPlan, UpPlan, ask_supervisor, supervisors
 from tests.harness import Process, Server, eventually
 from tests.harness.fixtures import SpawnProcess
-from tests.harness.process import kill_pid
 from tests.up.conftest import SWARM
 
 SLACK = 2.0
@@ -267,7 +268,7 @@ async def test_a_crashed_node_process_is_known_at_once_and_back_and_a_killed_nod
         return found[0]
 
     monitor.listen(listen)
-    kill_pid(pid)
+    os.kill(pid, signal.SIGKILL)
     async with asyncio.timeout(SLACK):
         gone = await until("down")
     assert (gone.node.pid, gone.certain, gone.node.reason) == (pid, True, "SIGKILL")
