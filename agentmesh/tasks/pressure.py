@@ -30,8 +30,8 @@ SHARE = 0.5
 SHORTEST, LONGEST = 0.1, 60.0
 """Bounds of `retry_after`, in seconds."""
 
-UNKNOWN, NOBODY = 0.5, 10.0
-"""`retry_after` at the first refusal, and when no worker has ever run."""
+UNKNOWN, NOBODY = 0.5, 5.0
+"""`retry_after` at the first refusal, and when nothing drains: no worker runs, or all are busy with long tasks."""
 
 _LOOK_AGAIN = 0.2
 """Seconds a look at the stream or a queue is good for."""
@@ -155,7 +155,7 @@ class Pressure:
         if drain.rate is None:
             return UNKNOWN
         wanted = max(1.0, self._limit / _ROOM)
-        return min(LONGEST, max(SHORTEST, wanted / drain.rate)) if drain.rate else LONGEST / 6
+        return min(LONGEST, max(SHORTEST, wanted / drain.rate)) if drain.rate else NOBODY
 
     def _measured(self, last: _Drain | None, now: float, settled: int) -> _Drain:
         if last is None or settled < last.settled:  # the first look, or the consumer was made anew

@@ -24,7 +24,7 @@ from agentmesh.transport import Transport, TransportOptions
 AGENT = "worker"
 
 
-class Work(Task[str], max_attempts=1):
+class Work(Task[str], max_attempts=3):
     """Under no limit of its own."""
 
     key: str = ""
