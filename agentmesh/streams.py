@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from agentmesh.errors import InvalidMessageError, PayloadTooLargeError
+from agentmesh.errors import InvalidMessageError, PayloadTooLargeError, StreamGapError
 from agentmesh.ids import new_id, now
 from agentmesh.subjects import Subjects
 from agentmesh.transport import Message, Subscription, Transport
@@ -42,6 +42,9 @@ _LOOK_AGAIN = 2.0
 """Seconds of silence after which a reader looks for what was stored but not heard: live messages can get lost."""
 
 _REPLAY = 500
+
+_WRITERS = 1_000
+"""Writers of one stream whose numbers a reader remembers."""
 
 
 class StreamEvent(msgspec.Struct, omit_defaults=True):
@@ -193,7 +196,11 @@ class StreamReader:
         self._heard: deque[Message] = deque()
         self._changed = asyncio.Event()
         self._missed = False
+        self._doubts = 0
+        """How often in a row something older than what was read was heard or found: see `_check_order`."""
         self._finished = False
+        self._written: dict[str, int] = {}
+        """The number of the last event of each writer: the next one has the next number, or something is missing."""
         self._subscription: Subscription | None = None
 
     def finish(self) -> None:
@@ -202,7 +209,11 @@ class StreamReader:
         self._changed.set()
 
     async def events(self) -> AsyncGenerator[StreamEvent, None]:
-        """The events, in order."""
+        """The events, in order.
+
+        Raises:
+            StreamGapError: What comes next was dropped or deleted before it was read.
+        """
         self._subscription = await self._transport.subscribe(self._live, self._on_live)
         try:
             async for event in self._replayed():
@@ -215,6 +226,8 @@ class StreamReader:
                     self._missed = False
                     async for event in self._replayed():
                         yield event
+                if self._doubts:
+                    await self._check_order()
                 if finished:
                     return
                 await self._something()
@@ -234,6 +247,7 @@ class StreamReader:
             for stored in batch:
                 self._next = stored.sequence + 1
                 for event in decode_events(stored.data, stored.sequence):
+                    self._check_number(event)
                     yield event
             if len(batch) < _REPLAY:
                 return
@@ -244,6 +258,7 @@ class StreamReader:
             headers = message.headers or {}
             sequence = int(headers.get("Nats-Sequence", 0))
             if sequence < self._next:
+                self._doubts = max(1, self._doubts)
                 continue
             if int(headers.get("Nats-Last-Sequence", 0)) >= self._next:  # one in between was not heard
                 async for event in self._replayed():
@@ -251,7 +266,32 @@ class StreamReader:
                 continue
             self._next = sequence + 1
             for event in decode_events(message.data, sequence):
+                self._check_number(event)
                 yield event
+
+    def _check_number(self, event: StreamEvent) -> None:
+        """Raise StreamGapError if the writer wrote something before it that is not there any more."""
+        writer, _, digits = event.id.rpartition("-")
+        if not writer or not digits.isdecimal():
+            return  # of a foreign writer
+        number, last = int(digits), self._written.get(writer)
+        if last is not None and number != last + 1:
+            raise StreamGapError(self._subject, last + 1, number)
+        if len(self._written) >= _WRITERS:
+            self._written.clear()
+        self._written[writer] = number
+
+    async def _check_order(self) -> None:
+        """Live messages that were read before are common, right after the start. If what is stored ends before what
+        was read, and still does at the next look, then the stream was deleted or purged and begun anew."""
+        last = await self._transport.last_message(STREAM, self._subject)
+        end = last.sequence if last is not None else 0
+        if end >= self._next - 1:
+            self._doubts = 0
+        elif self._doubts > 1:
+            raise StreamGapError(self._subject, self._next, end)
+        else:  # a replica may lag
+            self._doubts += 1
 
     async def _something(self) -> None:
         """Wait for a live message or the end; after `_LOOK_AGAIN` seconds of silence, look into the store."""

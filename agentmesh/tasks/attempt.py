@@ -292,7 +292,7 @@ class Attempt:
             case Decided(body, status):
                 if body is not None:
                     status = await self.decide(body)
-                elif self.delivery.attempt > 1 and status and status != "dead":
+                if self.delivery.attempt > 1 and status != "dead":
                     # A worker that died in the middle of burying it may have left a letter.
                     await dead.withdraw(self.bench.transport, self.bench.subjects, self.task_id)
                 if status in lineage.ENDED and self._may_have_children():
@@ -330,7 +330,8 @@ class Attempt:
         """Give the task up, with one entry in its history per attempt."""
         log.error("%s is a dead letter: %s", self, reason)
         past = self._history.complete(self.number - 1) if self._history is not None else []
-        await dead.bury(
+        bury = partial(
+            dead.bury,
             self.bench.transport,
             self.bench.subjects,
             self.delivery,
@@ -340,6 +341,15 @@ class Attempt:
             task_type=self.body.task_type if self.body is not None else "",
             history=[*past, failure] if failure is not None else past,
         )
+        for pause in itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1])):
+            try:
+                await bury()
+                return
+            except PayloadTooLargeError:
+                raise
+            except BrokerError as error:  # given back to the broker, it would be run again
+                log.error("%s cannot be buried, trying again: %s", self, error)
+                await asyncio.sleep(pause)
 
     # ------------------------------------------------------------ parts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -11,6 +12,7 @@ from agentmesh.errors import (
     BrokerError,
     ConnectionClosedError,
     JetStreamUnavailableError,
+    NoRespondersError,
     PayloadTooLargeError,
     PublishTimeoutError,
     SequenceConflictError,
@@ -55,9 +57,15 @@ _decode = msgspec.json.Decoder(_Answer).decode
 
 
 class Publisher:
-    """Durable publishes over one connection."""
+    """Durable publishes over one connection.
 
-    def __init__(self, connection: Connection) -> None:
+    Args:
+        connection: Which.
+        nobody_on: Called with a subject that no stream took; see `Mender`.
+    """
+
+    def __init__(self, connection: Connection, nobody_on: Callable[[str], Awaitable[None]]) -> None:
+        self._nobody_on = nobody_on
         self._connection = connection
         self._inbox = connection.inbox
         self._loop = asyncio.get_running_loop()
@@ -139,11 +147,17 @@ class Publisher:
         """Repeat with the same id. An earlier attempt may be stored already, with only its confirmation lost."""
 
         async def attempt(seconds: float) -> PubAck:
-            return await self._attempt(subject, data, headers, seconds)
+            try:
+                return await self._attempt(subject, data, headers, seconds)
+            except NoRespondersError:
+                await self._nobody_on(subject)
+                raise
 
         try:
             if left <= 0 or not is_transient(first):
                 raise first
+            if isinstance(first, NoRespondersError):
+                await self._nobody_on(subject)
             return await patiently(attempt, left)
         except ConnectionClosedError:
             raise

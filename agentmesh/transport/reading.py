@@ -15,6 +15,7 @@ from agentmesh.errors import (
     ConnectionLostError,
     DeadlineExceededError,
     JetStreamUnavailableError,
+    NoRespondersError,
 )
 from agentmesh.transport.api import CALL_TIMEOUT, TRANSIENT, patiently
 from agentmesh.transport.inbox import Mux
@@ -38,10 +39,16 @@ class StoredMessage:
 
 
 class Reader:
-    """Direct gets over one connection."""
+    """Direct gets over one connection.
 
-    def __init__(self, inbox: Mux) -> None:
+    Args:
+        inbox: Of the connection.
+        nobody_has: Called with a stream that nobody answered for; see `Mender`.
+    """
+
+    def __init__(self, inbox: Mux, nobody_has: Callable[[str], Awaitable[None]]) -> None:
         self._inbox = inbox
+        self._nobody_has = nobody_has
 
     async def last(self, stream: str, subject: str) -> StoredMessage | None:
         return await self._one(f"{stream}.{subject}", b"")
@@ -108,13 +115,22 @@ class Reader:
             inbox.close()
         if not over.done():
             raise DeadlineExceededError(f"reading {stream}", BATCH_SILENCE)
+        if over.result() == "503":
+            raise NoRespondersError(f"direct get of {stream}")
         if over.result() not in ("204", "404"):
             raise JetStreamUnavailableError(f"direct get of {stream}", f"it answered {over.result()}")
         return got, pending != "0"
 
     async def _patiently(self, attempt: Callable[[float], Awaitable[T]], where: str) -> T:
+        async def mending(seconds: float) -> T:
+            try:
+                return await attempt(seconds)
+            except NoRespondersError:
+                await self._nobody_has(where.partition(".")[0])
+                raise
+
         try:
-            return await patiently(attempt, CALL_TIMEOUT)
+            return await patiently(mending, CALL_TIMEOUT)
         except ConnectionClosedError:
             raise
         except TRANSIENT as error:

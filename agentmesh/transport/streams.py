@@ -186,12 +186,13 @@ class Admin:
     def __init__(self, api: JetStreamApi) -> None:
         self._api = api
 
-    async def ensure_stream(self, spec: StreamSpec, replicas: int) -> None:
+    async def ensure_stream(self, spec: StreamSpec, replicas: int, *, first_sequence: int = 0) -> None:
+        """Make it, or check the one that is there. `first_sequence`: of the first message, if it is made."""
         wanted = spec.config(replicas)
         found = await self._api.find(f"STREAM.INFO.{spec.name}")
         if found is None:
             try:
-                await self._api.call(f"STREAM.CREATE.{spec.name}", wanted)
+                await self._api.call(f"STREAM.CREATE.{spec.name}", {**wanted, "first_seq": first_sequence})
                 return
             except JetStreamError as error:
                 if error.code not in _IN_USE:

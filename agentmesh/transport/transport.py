@@ -8,10 +8,11 @@ import logging
 from collections.abc import Callable
 from types import TracebackType
 
-from agentmesh.errors import ConnectionClosedError, ConnectionLostError, ConsumerGoneError, DeliveryError
+from agentmesh.errors import ConnectionClosedError, ConnectionLostError, DeliveryError
 from agentmesh.transport.api import JetStreamApi
 from agentmesh.transport.connection import Connection, Subscription
 from agentmesh.transport.inbox import Inbox
+from agentmesh.transport.mending import Mender
 from agentmesh.transport.options import TransportOptions
 from agentmesh.transport.publisher import PubAck, Publisher
 from agentmesh.transport.pull import Delivery, PullConsumer
@@ -35,13 +36,13 @@ class Transport:
         self._bulk: Connection | None = None
         self._bulk_publisher: Publisher | None = None
         self._bulk_opening = asyncio.Lock()
-        self._publisher = Publisher(self.connection)
         self._api = JetStreamApi(self.connection.inbox)
         self._admin = Admin(self._api)
-        self._reader = Reader(self.connection.inbox)
+        self._mender = Mender(self._admin, lambda: self.replicas)
+        self._publisher = Publisher(self.connection, self._mender.nobody_on)
+        self._reader = Reader(self.connection.inbox, self._mender.nobody_has)
         self.services = Services(self.connection)
         """Discovery: `add` a service and `start` once."""
-        self._consumers: dict[tuple[str, str], ConsumerSpec] = {}
         self._pulls: set[PullConsumer] = set()
 
     @classmethod
@@ -223,7 +224,7 @@ class Transport:
                         raise ConnectionClosedError
                     connection = Connection(self.options, "/bulk")
                     await connection.open()
-                    self._bulk, self._bulk_publisher = connection, Publisher(connection)
+                    self._bulk, self._bulk_publisher = connection, Publisher(connection, self._mender.nobody_on)
         return self._bulk_publisher
 
     async def last_message(self, stream: str, subject: str) -> StoredMessage | None:
@@ -250,12 +251,14 @@ class Transport:
     # -- streams and consumers
 
     async def ensure_stream(self, spec: StreamSpec) -> None:
-        """Make the stream, or check the one that is there: a bound that differs is logged.
+        """Make the stream, or check the one that is there: a bound that differs is logged. If it is deleted later,
+        the first use that finds nobody there makes it again, empty.
 
         Raises:
             ConfigError: It is there and promises something else (subjects, retention, storage, discard …).
         """
         await self._admin.ensure_stream(spec, self.replicas)
+        self._mender.streams[spec.name] = spec
 
     async def edit_stream(self, name: str, **changes: int) -> None:
         """Change bounds of a stream, given as the broker names them, for everybody who uses it.
@@ -272,15 +275,16 @@ class Transport:
             ConfigError: It is there and delivers something else.
         """
         await self._admin.ensure_consumer(spec)
-        self._consumers[spec.stream, spec.name] = spec
+        self._mender.consumers[spec.stream, spec.name] = spec
 
     async def delete_consumer(self, stream: str, name: str) -> None:
         """Delete it; it is not an error if it is gone."""
-        self._consumers.pop((stream, name), None)
+        self._mender.consumers.pop((stream, name), None)
         await self._admin.delete_consumer(stream, name)
 
     async def delete_stream(self, name: str) -> None:
         """Delete a stream with everything in it; it is not an error if it is gone."""
+        self._mender.streams.pop(name, None)
         await self._admin.delete_stream(name)
 
     async def stream_info(self, name: str) -> StreamInfo | None:
@@ -351,10 +355,4 @@ class Transport:
 
     async def remake_consumer(self, stream: str, consumer: str) -> None:
         """Make a consumer again that was deleted under its workers; nothing happens if it is there."""
-        if await self.consumer_info(stream, consumer) is not None:
-            return
-        spec = self._consumers.get((stream, consumer))
-        if spec is None or await self.stream_info(stream) is None:
-            raise ConsumerGoneError(stream, consumer)
-        log.warning("consumer %r of stream %r was deleted; making it again", consumer, stream)
-        await self._admin.ensure_consumer(spec)
+        await self._mender.consumer(stream, consumer)
