@@ -133,7 +133,9 @@ class Hosted:
     async def wait(self) -> Exit:
         """Wait for the end of this life."""
         error = await asyncio.shield(self.cell.failed)
-        return Exit(detail=str(error)) if isinstance(error, Finish) else Exit(error)
+        exit = Exit(detail=str(error)) if isinstance(error, Finish) else Exit(error)
+        self._host.on_exit(self.cell.name, exit)
+        return exit
 
     async def stop(self, timeout: float) -> None:
         """Stop taking messages and tasks, and finish or give back what is under way. For the supervisor."""
@@ -235,6 +237,8 @@ class Host:
         self.on_escalation: Callable[[str, BaseException], None] | None = None
         self.limits = limits
         """Of all tasks of the tenant."""
+        self.on_exit: Callable[[str, Exit], None] = lambda name, exit: None
+        """Called with the name of an agent here whose life has ended by itself."""
         self._policy = policy or RestartPolicy()
         self.orders = StandingOrders(client.transport, client.subjects, node, self._obey)
         self.crashes = Crashes(client, node, self.orders)
@@ -323,6 +327,7 @@ class Host:
 
     async def stop_agent(self, name: str, *, grace: float = 10.0, replica: int | None = None) -> int:
         """Stop the replicas of an agent here, or one of them; returns how many there were."""
+        self._broken.pop(name, None)
         return await self._end_all(self._replicas(name, replica), grace)
 
     async def kill_agent(self, name: str) -> int:

@@ -30,7 +30,7 @@ from agentmesh.host import Host, load
 from agentmesh.limits import Limit
 from agentmesh.mailbox import Overflow
 from agentmesh.subjects import Subjects
-from agentmesh.supervisor import RestartPolicy
+from agentmesh.supervisor import Exit, RestartPolicy
 from agentmesh.supervisor.child import LogFormat, announce, begin, configure_logging
 from agentmesh.supervisor.control import Arguments, ControlService, argument
 from agentmesh.transport import Transport, TransportOptions
@@ -59,6 +59,8 @@ class NodeAgent(msgspec.Struct, omit_defaults=True):
     restart: str | None = None
     limits: tuple[Limit, ...] = ()
     """Bounds on the tasks in its queue."""
+    grouped: bool = False
+    """A supervisor elsewhere starts it again, not this node."""
 
     def options(self, replica: int) -> CellOptions:
         """The options of one replica."""
@@ -69,8 +71,8 @@ class NodeAgent(msgspec.Struct, omit_defaults=True):
             prefetch=self.prefetch,
             mailbox_size=self.mailbox_size,
             overflow=self.overflow,
-            restart=self.restart,
             limits=self.limits,
+            restart="temporary" if self.grouped else self.restart,
             args=tuple(self.args),
             kwargs=self.kwargs,
         )
@@ -107,6 +109,7 @@ class Node:
         subjects = Subjects(spec.tenant)
         self._host = Host(Client(transport, subjects, spec.name), spec.name, policy=self._policy, limits=spec.limits)
         self._host.on_escalation = self._gave_up
+        self._host.on_exit = self._on_exit
         self._agents = {agent.name: agent for agent in spec.agents}
         self._cells: dict[tuple[str, int], AgentCell] = {}
         self._problems: dict[str, str] = {}
@@ -157,7 +160,7 @@ class Node:
             started = await self._host.spawn(agent_class, agent.options(replica))
         except Exception as error:  # user code: the constructor or on_start
             self._report(agent.name, error)
-            if failures < self._policy.max_restarts:
+            if not agent.grouped and failures < self._policy.max_restarts:
                 retry = self._later(self._policy.delay(failures + 1), agent, agent_class, replica, failures + 1)
                 task = asyncio.get_running_loop().create_task(retry, name=f"start {agent.name}.{replica}")
                 self._trying.add(task)
@@ -179,6 +182,12 @@ class Node:
         self._problems[name] = user_traceback(error)
         log.error("%s cannot start:\n%s", name, self._problems[name])
         announce(event="agent", name=name, state="failed", problem=brief)
+
+    def _on_exit(self, name: str, exit: Exit) -> None:
+        """A life of an agent is over: whoever supervises its group decides what is next."""
+        agent = self._agents.get(name)
+        if agent is not None and agent.grouped:
+            announce(event="exit", name=name, failed=exit.error is not None, detail=str(exit))
 
     def _gave_up(self, name: str, error: BaseException) -> None:
         self._problems[name] = str(error)

@@ -6,11 +6,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from agentmesh.agent import Agent, default_name
-from agentmesh.config import AgentSettings, Settings
-from agentmesh.errors import UsageError
+from agentmesh.config import AgentSettings, GroupSettings, Settings
+from agentmesh.errors import ConfigError, UsageError
 from agentmesh.registry import near_misses
 from agentmesh.supervisor import RestartPolicy
-from agentmesh.up.plan import AgentPlan, BrokerPlan, MemoryPlan, SchedulePlan, ToolsPlan, UpPlan, default_nodes
+from agentmesh.up.plan import (
+    AgentPlan,
+    BrokerPlan,
+    GroupPlan,
+    MemoryPlan,
+    SchedulePlan,
+    ToolsPlan,
+    UpPlan,
+    default_nodes,
+)
 
 
 def make_plan(settings: Settings, targets: Sequence[str] = (), *, only: Iterable[str] = ()) -> UpPlan:
@@ -32,14 +41,17 @@ def make_plan(settings: Settings, targets: Sequence[str] = (), *, only: Iterable
     wanted = list(only)
     for name in wanted:
         _known(f"--only {name}", name, agents)
+    agents = [agent for agent in agents if not wanted or agent.name in wanted]
+    groups = [_group(name, group, agents, settings) for name, group in settings.groups.items() if not targets]
     return UpPlan(
         name=settings.name,
         tenant=settings.tenant,
         root=settings.root,
         broker=_broker(settings),
-        agents=tuple(agent for agent in agents if not wanted or agent.name in wanted),
         limits=tuple(limit.limit() for limit in settings.limits.tenant),
         queue_limit=settings.tasks.queue_limit,
+        agents=tuple(agents),
+        groups=tuple(group for group in groups if group.agents),
         nodes=settings.node.count or default_nodes(),
         tools=ToolsPlan(tuple(settings.tools.targets), settings.tools.executors, settings.tools.settings),
         memory=MemoryPlan(
@@ -107,6 +119,8 @@ def _agent(name: str, agent: AgentSettings, settings: Settings) -> AgentPlan:
         isolation=agent.isolation,
         concurrency=agent.concurrency or settings.defaults.concurrency,
         limits=tuple(limit.limit() for limit in agent.limits),
+        restart=agent.restart,
+        significant=agent.significant,
     )
     return plan if mailbox is None else replace(plan, mailbox_size=mailbox.size, overflow=mailbox.overflow)
 
@@ -124,6 +138,21 @@ def _schedules(settings: Settings) -> Iterator[SchedulePlan]:
             priority=entry.priority,
             deadline=entry.deadline,
         )
+
+
+def _group(name: str, group: GroupSettings, agents: Sequence[AgentPlan], settings: Settings) -> GroupPlan:
+    """With those of its agents that are to run."""
+    for agent in group.agents:
+        if agent not in settings.agents:
+            raise ConfigError(f"groups.{name}.agents", f"there is no agent {agent!r}", settings.origin("groups"))
+    there = [agent.name for agent in agents]
+    return GroupPlan(
+        name,
+        tuple(agent for agent in group.agents if agent in there),
+        strategy=group.strategy,
+        auto_shutdown=group.auto_shutdown,
+        policy=RestartPolicy(max_restarts=group.max, period=group.window),
+    )
 
 
 def _broker(settings: Settings) -> BrokerPlan:

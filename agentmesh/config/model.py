@@ -188,6 +188,11 @@ class AgentSettings(Table):
 
     limits: list[LimitSettings] = []
     """Bounds on the tasks in its queue, such as `[{concurrency = 4}, {rate = 10, period = 60, key = "host"}]`."""
+    restart: Literal["permanent", "transient", "temporary"] | None = None
+    """Started again always, after a failure, or never; unset: what its class says, in a group `permanent`."""
+
+    significant: bool = False
+    """Its end may end its group, see `auto_shutdown`; needs `restart` to be `transient` or `temporary`."""
 
     @model_validator(mode="after")
     def _env_needs_a_process(self) -> Self:
@@ -209,6 +214,25 @@ class TaskSettings(Table):
     queue_limit: int | None = Field(default=None, ge=1)
     """Tasks that may wait per agent and priority, for every tenant of this broker account: `agentmesh up` sets it when
     it starts. Unset: as it is, 10000 at first."""
+
+
+class GroupSettings(Table):
+    """Agents that are supervised together, in whatever processes they run: `[groups.NAME]`."""
+
+    agents: list[str] = []
+    """Their names, in the order in which they start; they stop in reverse."""
+
+    strategy: Literal["one_for_one", "one_for_all", "rest_for_one"] = "one_for_one"
+    """Who is restarted with one that failed: nobody else, all, or those started after it."""
+
+    max: int = Field(default=3, ge=0)
+    """Restarts within `window` for all of them together; one more and the group goes down."""
+
+    window: Annotated[Duration, Field(gt=0)] = 5.0
+    """Seconds the count looks back."""
+
+    auto_shutdown: Literal["never", "any_significant", "all_significant"] = "never"
+    """Whether the group ends when one, or the last, of its significant agents has ended by itself."""
 
 
 class ToolSettings(Table):
@@ -286,6 +310,7 @@ class Settings(Table):
     agents: dict[str, AgentSettings] = {}
     tasks: TaskSettings = TaskSettings()
     limits: LimitsSettings = LimitsSettings()
+    groups: dict[str, GroupSettings] = {}
     tools: ToolSettings = ToolSettings()
     memory: MemorySettings = MemorySettings()
     schedules: dict[str, ScheduleSettings] = {}

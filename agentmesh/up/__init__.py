@@ -17,7 +17,7 @@ from agentmesh.up.events import (
     Warned,
 )
 from agentmesh.up.operations import ask_supervisor, outline, supervisors
-from agentmesh.up.plan import AgentPlan, BrokerPlan, MemoryPlan, ToolsPlan, UpPlan
+from agentmesh.up.plan import AgentPlan, BrokerPlan, GroupPlan, MemoryPlan, ToolsPlan, UpPlan
 from agentmesh.up.root import Up
 from agentmesh.up.rundir import holder, running
 
@@ -28,6 +28,7 @@ __all__ = [
     "BrokerReady",
     "Down",
     "Elected",
+    "GroupPlan",
     "LogLine",
     "MemoryPlan",
     "Ready",

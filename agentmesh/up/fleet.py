@@ -5,25 +5,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Coroutine, Iterable
+import socket
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from agentmesh.errors import AgentMeshError, BrokerError, ConfigError, NoSuchAgentError
+from agentmesh import happenings
+from agentmesh.crashes import CRASH, GAVE_UP
+from agentmesh.errors import AgentMeshError, BrokerError, ConfigError, NoSuchAgentError, SupervisionError
 from agentmesh.presence import report_death
 from agentmesh.registry import PRESENCE, AgentInfo, near_misses
 from agentmesh.subjects import Subjects
-from agentmesh.supervisor import ChildSpec, ProcessChild, RestartPolicy, Supervisor, SupervisorEvent
+from agentmesh.supervisor import ChildSpec, Exit, ProcessChild, RestartPolicy, Supervisor, SupervisorEvent
 from agentmesh.supervisor.control import call
 from agentmesh.supervisor.process import Fields
 from agentmesh.transport import Message, Subscription, Transport
 from agentmesh.up.events import AgentState, Reloaded, Restarted, ServiceReady, UpEvent, Warned
+from agentmesh.up.groups import Groups, failure
 from agentmesh.up.keeper import MemoryKeeper
 from agentmesh.up.members import Kind, Launches, Member
 from agentmesh.up.placement import NodePlan, copied, node_agent, own_node, place
 from agentmesh.up.plan import AgentPlan, UpPlan
+
+BETWEEN = ("starting", "restarting")
+"""States of processes that will be up again."""
 
 CONTROL_TIMEOUT = 30.0
 """Seconds a node gets to start or stop a replica."""
@@ -60,7 +68,7 @@ class Fleet:
         on_line: Callable[[str, str], None],
     ) -> None:
         self.plan = plan
-        self.agents = {agent.name: agent for agent in plan.agents}
+        self.agents = {a.name: replace(a, grouped=bool(plan.group_of(a.name))) for a in plan.agents}
         self.members: dict[str, Member] = {}
         self.nodes: dict[str, NodePlan] = {}
         self.finished = 0
@@ -87,6 +95,9 @@ class Fleet:
         self._memory: MemoryKeeper | None = None
         self._telling: set[asyncio.Task[None]] = set()
         self._tree = Supervisor("fleet")
+        self._news = asyncio.Event()
+        """Set when something has happened to a process."""
+        self.groups = Groups(plan, self, emit, self._record)
         self.changing = asyncio.Lock()
         """Held by whoever changes what runs where."""
 
@@ -118,9 +129,11 @@ class Fleet:
         nodes = [member for member in self.members.values() if member.kind == "node"]
         starts.append(tree.add(self._group("nodes", nodes)))
         await asyncio.gather(*starts)
+        await self.groups.start()
 
     async def stop(self) -> None:
         """Stop everything in the reverse order: nodes first, so that what they finish finds its tools and memory."""
+        await self.groups.stop()
         self._retired.update(self.members)
         for name in ("nodes", "tools", "memory"):
             await self._remove(name)
@@ -165,13 +178,13 @@ class Fleet:
 
         return ChildSpec(kind, start, shutdown_timeout=math.inf)
 
-    def _member(self, kind: Kind, name: str, launch: Callable[[], Any]) -> Member:
+    def _member(self, kind: Kind, name: str, launch: Callable[[], Any], policy: RestartPolicy | None = None) -> Member:
         graces = {"memory": MEMORY_GRACE, "tools": TOOLS_GRACE, "node": self.plan.grace}
         member = self.members[name] = Member(
             kind,
             name,
             launch,
-            policy=self.plan.process_policy,
+            policy=policy or self.plan.process_policy,
             grace=graces[kind],
             on_event=self._on_event,
             on_started=self._on_started,
@@ -180,7 +193,12 @@ class Fleet:
 
     def _node(self, node: NodePlan) -> Member:
         self.nodes[node.name] = node
-        return self._member("node", node.name, lambda: self._launches.node(self.nodes[node.name]))
+        policy = RestartPolicy(max_restarts=0) if self._is_of_group(node) else None
+        return self._member("node", node.name, lambda: self._launches.node(self.nodes[node.name]), policy)
+
+    def _is_of_group(self, node: NodePlan) -> bool:
+        """Whether it is a process of its own for an agent of a group, which decides whether it comes back."""
+        return not node.shared and any(self.agents[entry.name].grouped for entry in node.agents)
 
     # ------------------------------------------------------------ what is there
     def count(self) -> tuple[int, int]:
@@ -229,6 +247,7 @@ class Fleet:
             free = (number for number in range(1, MAX_REPLICAS * 2) if number not in here)
             missing = [next(free) for _ in range(replicas - len(here))]
             problems = [await self._add(agent, replica) for replica in missing]
+            self.agents[name] = replace(agent, replicas=replicas)
         return next(filter(None, problems), "")
 
     async def _add(self, agent: AgentPlan, replica: int) -> str:
@@ -238,7 +257,7 @@ class Fleet:
                 node = own_node(agent, replica, self._suffix)
             else:
                 node = NodePlan(self._free_name(), [node_agent(agent, [replica])])
-            await self._groups["nodes"].add(self._node(node).spec())
+            await self._groups["nodes"].add(self._node(node).spec(patient=not agent.grouped))
             return self._problems.get(agent.name, "")
         node = min(shared, key=lambda candidate: (len(candidate.replicas(agent.name)), candidate.load()))
         node.add(agent, replica)
@@ -256,9 +275,19 @@ class Fleet:
 
     async def tell_node(self, node: str, op: str, **arguments: Any) -> dict[str, Any]:
         """Ask a node to do something. One that is just restarting comes back with its new plan: that does it too."""
-        if self.members[node].state != "running":
+        member = self.members[node]
+        if member.state != "running" or member.process is None:
             return {}
-        return await call(self._transport, self._subjects.node_control(node), op, timeout=CONTROL_TIMEOUT, **arguments)
+        subject = self._subjects.node_control(node)
+        loop = asyncio.get_running_loop()
+        asking = loop.create_task(call(self._transport, subject, op, timeout=CONTROL_TIMEOUT, **arguments))
+        ending = loop.create_task(member.process.wait())
+        try:
+            await asyncio.wait({asking, ending}, return_when=asyncio.FIRST_COMPLETED)
+            return asking.result() if asking.done() else {}
+        finally:
+            asking.cancel()
+            ending.cancel()
 
     def _free_name(self) -> str:
         names = (f"node-{number}{self._suffix}" for number in range(1, MAX_REPLICAS))
@@ -270,17 +299,72 @@ class Fleet:
             raise NoSuchAgentError(name, near_misses(name, self.agents))
         return agent
 
+    # ------------------------------------------------------------ groups
+    async def bring_up(self, name: str) -> None:
+        """Start all replicas of an agent that a group supervises; returns when they are ready.
+
+        Raises:
+            AgentMeshError: One of them cannot start; none is left.
+        """
+        agent = self.agents[name]
+        async with self.changing:
+            await self._clear(agent)
+            self._problems.pop(name, None)
+            try:
+                for replica in range(1, agent.replicas + 1):
+                    if agent.isolation == "shared":
+                        await self._until_nodes_run()
+                    problem = await self._add(agent, replica)
+                    if problem:
+                        raise SupervisionError(problem)
+            except (AgentMeshError, TimeoutError):
+                await self._clear(agent)
+                raise
+
+    async def take_down(self, name: str) -> None:
+        """Stop all replicas of an agent."""
+        async with self.changing:
+            await self._clear(self.agents[name])
+
+    async def _clear(self, agent: AgentPlan) -> None:
+        for replica, where in self.replicas(agent.name).items():
+            with contextlib.suppress(AgentMeshError):  # its process has just ended, and the replica with it
+                await self._drop(agent, replica, where)
+        for name, replica, where in [key for key in self._states if key[0] == agent.name]:
+            self.note(name, replica, where, "stopped", "")
+            del self._states[name, replica, where]
+
+    async def _until_nodes_run(self) -> None:
+        """Wait for shared nodes that are being restarted: what is given to one now might not be in its plan."""
+        async with asyncio.timeout(CONTROL_TIMEOUT):
+            while any(self.members[node.name].state in BETWEEN for node in self.nodes.values() if node.shared):
+                self._news.clear()
+                await self._news.wait()
+
+    def _leave_to_groups(self, where: str, detail: str) -> None:
+        """A process has ended: members of groups that were in it come back when their groups say so."""
+        node = self.nodes.get(where)
+        for entry in list(node.agents) if node is not None else ():
+            if node is not None and self.agents[entry.name].grouped:
+                if node.shared:
+                    node.agents.remove(entry)
+                self.groups.ended(entry.name, failure(f"its process ended: {detail}"))
+
     # ------------------------------------------------------------ restart
     async def restart(self, name: str) -> str:
-        """Restart an agent, or a process by its name. Replicas go one after the other.
+        """Restart an agent, a group, or a process by its name. Replicas go one after the other.
 
         Returns:
             What went wrong; empty if nothing did.
 
         Raises:
-            NoSuchAgentError: There is neither an agent nor a process of that name.
+            NoSuchAgentError: There is neither an agent, a group nor a process of that name.
             SupervisionError: The process cannot start.
         """
+        if name in self.groups:
+            return await self.groups.restart(name)
+        if name in self.agents and self.agents[name].grouped:
+            return await self.groups.restart_agent(name)
         async with self.changing:
             if name in self.members:
                 await self._restart_member(self.members[name])
@@ -392,6 +476,7 @@ class Fleet:
 
     # ------------------------------------------------------------ what the processes tell
     def _on_event(self, member: Member, event: SupervisorEvent) -> None:
+        self._news.set()
         if event.kind == "exited" and member.kind == "node" and member.process is not None:
             self._beside(self._report_death(member.name, member.process.pid, event.detail))
         if member.name in self._candidates:
@@ -401,10 +486,14 @@ class Fleet:
             if member.started_at is None:
                 self.emit(Warned(source=member.name, text=event.detail, hint="it is tried again"))
             self._note_all(member.name, "restarting", event.detail.splitlines()[0])
+            self._record_end(member, event)
+            self._leave_to_groups(member.name, event.detail.partition("\n")[0])
         elif event.kind == "started" and event.restarts:
             reason = self._reasons.pop(member.name, "")
             self.emit(Restarted(process=member.name, reason=reason, restarts=event.restarts))
-        elif event.kind == "gave_up":
+        elif event.kind == "gave_up" and not (member.name in self.nodes and self._is_of_group(self.nodes[member.name])):
+            document = {"process": member.name, "reason": event.detail, "restarts": event.restarts}
+            self._record(GAVE_UP, member.name, document)
             hint = f"fix it, then: agentmesh restart {member.name}"
             text = f"failed more often than {self.plan.process_policy.max_restarts} times: {event.detail}"
             self.emit(Warned(source=member.name, text=text, hint=hint))
@@ -416,6 +505,25 @@ class Fleet:
         if self._transport.is_connected:
             with contextlib.suppress(BrokerError):  # then they wait
                 await report_death(self._transport, self._subjects, node, pid, reason)
+
+    def _record_end(self, member: Member, event: SupervisorEvent) -> None:
+        """A process of ours has ended by itself; what it last printed is in its logs."""
+        node = self.nodes.get(member.name)
+        document = {
+            "process": member.name,
+            "service": member.kind,
+            "node": member.name,
+            "host": socket.gethostname(),
+            "pid": member.process.pid if member.process is not None else 0,
+            "reason": event.detail.partition("\n")[0],
+            "agents": {entry.name: entry.replicas for entry in node.agents} if node is not None else {},
+            "restarts": event.restarts,
+        }
+        self._record(CRASH, member.name, document)
+
+    def _record(self, kind: str, name: str, document: Mapping[str, Any]) -> None:
+        if self._transport.is_connected:
+            self._beside(_kept(happenings.record(self._transport, self._subjects, kind, name, document)))
 
     def _beside(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -438,6 +546,9 @@ class Fleet:
         if fields.get("event") == "drained":
             self.finished += int(str(fields.get("finished", 0)))
             self.given_back += int(str(fields.get("given_back", 0)))
+        elif fields.get("event") == "exit" and name in self.nodes and name not in self._retired:
+            detail = str(fields.get("detail"))
+            self.groups.ended(str(fields.get("name")), failure(detail) if fields.get("failed") else Exit(detail=detail))
         elif fields.get("event") == "agent" and name in self.nodes and name not in self._candidates:
             agent = str(fields.get("name"))
             for replica in self.nodes[name].replicas(agent):
@@ -481,6 +592,10 @@ class Fleet:
                 messages=self._messages.get(agent, ()),
             )
         )
+
+
+async def _kept(recording: Coroutine[Any, Any, bool]) -> None:
+    await recording
 
 
 def _problems_of(process: ProcessChild | None) -> dict[str, str]:

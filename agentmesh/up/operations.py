@@ -3,10 +3,10 @@
 | op        | arguments                | answer                                                        |
 | --------- | ------------------------ | ------------------------------------------------------------- |
 | `ping`    |                          | `up`: name, id, active, knows, tenant, url, host, pid …        |
-| `ps`      |                          | `up`, `processes`, `wanted` (replicas per agent), `agents`, `nodes` |
+| `ps`      |                          | `up`, `processes`, `wanted` (replicas per agent), `agents`, `nodes`, `groups` |
 | `nodes`   |                          | `nodes`: state, host, pid, seen_at, names of agents …          |
 | `scale`   | `agent`, `replicas`      | `problem`, `elsewhere` (replicas on nodes of others)           |
-| `restart` | `name` (agent, process)  | `problem`                                                      |
+| `restart` | `name` (agent, group, process) | `problem`                                                      |
 | `reload`  |                          | `nodes`, `problem`, `seconds`                                  |
 | `rolling` | `name` (agent; empty: all) | `nodes`, `problem`, `seconds`                                |
 | `drain`   | `node`                   | `problem`, `moved` (replicas and their nodes)                   |
@@ -115,6 +115,7 @@ class Operations:
             **await self._ping(arguments),
             "processes": self._fleet.table(),
             "wanted": wanted,
+            "groups": self._fleet.groups.table(),
             "agents": [msgspec.to_builtins(info) for info in infos],
             **await self._nodes(arguments),
         }

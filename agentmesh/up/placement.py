@@ -61,11 +61,14 @@ def node_agent(plan: AgentPlan, replicas: Iterable[int]) -> NodeAgent:
         overflow=plan.overflow,
         restart=plan.restart,
         limits=plan.limits,
+        grouped=plan.grouped,
     )
 
 
 def place(plan: UpPlan, suffix: str = "") -> list[NodePlan]:
     """The nodes of a plan: replicas that share go round the shared nodes, the others get a process each.
+
+    Agents in groups are left out: their groups start them.
 
     Args:
         plan: The plan.
@@ -76,12 +79,14 @@ def place(plan: UpPlan, suffix: str = "") -> list[NodePlan]:
     shared = [NodePlan(f"node-{number}{suffix}") for number in range(1, min(plan.nodes, wanted) + 1)]
     turn = itertools.cycle(shared)
     for agent in sharing:
+        if plan.group_of(agent.name):
+            continue
         for replica in range(1, agent.replicas + 1):
             next(turn).add(agent, replica)
     own = [
         own_node(agent, replica, suffix)
         for agent in plan.agents
-        if agent.isolation == "process"
+        if agent.isolation == "process" and not plan.group_of(agent.name)
         for replica in range(1, agent.replicas + 1)
     ]
     return [*shared, *own]

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from agentmesh.errors import ConfigError
 from agentmesh.limits import Limit, rules
 from agentmesh.subjects import token
-from agentmesh.supervisor import RestartPolicy
+from agentmesh.supervisor import AutoShutdown, RestartPolicy, Strategy
 from agentmesh.transport import TransportOptions
 
 DEFAULT_PORT = 4222
@@ -90,6 +90,23 @@ class AgentPlan:
     """None, here and above: what the class says."""
     limits: tuple[Limit, ...] = ()
     """Bounds on the tasks in its queue."""
+    grouped: bool = False
+    """A group starts and restarts it, see `UpPlan.groups`; set by whoever carries out the plan."""
+    significant: bool = False
+    """Its end may end its group; needs `restart` to be `transient` or `temporary`."""
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """Agents that are supervised together, wherever their processes are."""
+
+    name: str
+    agents: tuple[str, ...]
+    """In the order in which they are started; they are stopped in reverse."""
+    strategy: Strategy = "one_for_one"
+    auto_shutdown: AutoShutdown = "never"
+    policy: RestartPolicy = field(default_factory=RestartPolicy)
+    """How often its agents, taken together, may be restarted until the group goes down."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +161,7 @@ class UpPlan:
     """Bounds on all tasks of the tenant."""
     queue_limit: int | None = None
     """Tasks that may wait per agent and priority; None: as the broker has it."""
+    groups: tuple[GroupPlan, ...] = ()
     nodes: int = field(default_factory=default_nodes)
     """Processes that agents share."""
     tools: ToolsPlan = ToolsPlan()
@@ -182,12 +200,38 @@ class UpPlan:
                 raise ConfigError(f"agents.{agent.name}.replicas", f"{agent.replicas}: expected 0 or more")
             rules("agent", agent.name, agent.limits)
         rules("tenant", self.tenant, self.limits)
+        self._check_groups()
         if self.ttl < 1 or self.ttl != int(self.ttl):
             raise ConfigError("supervisor.ttl", f"{self.ttl:g}: expected whole seconds, 1 or more")
         if self.joined and self.broker.embedded:
             raise ConfigError("broker.url", "a node joins a mesh that runs; say where its broker is")
         if self.nodes < 1:
             raise ConfigError("nodes", f"{self.nodes}: expected 1 or more")
+
+    def _check_groups(self) -> None:
+        agents = {agent.name: agent for agent in self.agents}
+        taken: dict[str, str] = {}
+        for group in self.groups:
+            key = f"groups.{token('group', group.name)}"
+            if group.name in agents:
+                raise ConfigError(key, "there is an agent of that name")
+            for name in group.agents:
+                if name not in agents:
+                    raise ConfigError(f"{key}.agents", f"there is no agent {name!r}")
+                if name in taken:
+                    raise ConfigError(f"{key}.agents", f"{name} is in group {taken[name]} already")
+                taken[name] = group.name
+                if agents[name].significant and group.auto_shutdown == "never":
+                    raise ConfigError(
+                        f"agents.{name}.significant", f'needs {key}.auto_shutdown to be other than "never"'
+                    )
+        for agent in self.agents:
+            if agent.name in taken and agent.significant and agent.restart not in ("transient", "temporary"):
+                raise ConfigError(f"agents.{agent.name}.significant", 'needs restart = "transient" or "temporary"')
+
+    def group_of(self, agent: str) -> str:
+        """The group an agent is in; empty for none."""
+        return next((group.name for group in self.groups if agent in group.agents), "")
 
     @property
     def folder(self) -> Path:
