@@ -348,7 +348,7 @@ class Fleet:
             if node is not None and self.agents[entry.name].grouped:
                 if node.shared:
                     node.agents.remove(entry)
-                self.groups.ended(entry.name, failure(f"its process ended: {detail}"))
+                self.groups.ended(entry.name, failure(f"its process ended: {detail.removeprefix(f'{where} ')}"))
 
     # ------------------------------------------------------------ restart
     async def restart(self, name: str) -> str:
@@ -515,7 +515,7 @@ class Fleet:
             "node": member.name,
             "host": socket.gethostname(),
             "pid": member.process.pid if member.process is not None else 0,
-            "reason": event.detail.partition("\n")[0],
+            "reason": event.detail.partition("\n")[0].removeprefix(f"{member.name} "),
             "agents": {entry.name: entry.replicas for entry in node.agents} if node is not None else {},
             "restarts": event.restarts,
         }

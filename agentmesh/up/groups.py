@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -84,6 +84,10 @@ class Groups:
 
     def __contains__(self, name: str) -> bool:
         return name in self._plans
+
+    def __iter__(self) -> Iterator[str]:
+        """Their names."""
+        return iter(self._plans)
 
     async def start(self) -> None:
         """Start all groups. One that cannot start is reported and stays down."""

@@ -90,7 +90,7 @@ class Operations:
                 "name": plan.name,
                 "id": self._up.id,
                 "active": self._up.chores is not None and self._up.chores.active,
-                "knows": [*self._fleet.agents, *self._fleet.members],
+                "knows": [*self._fleet.agents, *self._fleet.members, *self._fleet.groups],
                 "tenant": plan.tenant,
                 "url": self._up.url,
                 "host": socket.gethostname(),
