@@ -22,6 +22,11 @@ deadline: what is not done by then is `expired`, whether it waits or runs.
 | `workflow` | handlers that go on where they were: the verbs of `context` (`verbs`)      |
 | `seat`     | the place a handler takes, given up while it only waits                   |
 | `context`  | what a handler knows and can say                                         |
+| `submission` | a task as it is submitted, and what it inherits                          |
+| `lineage`  | tasks end with the task that submitted them                              |
+| `spending` | counting the steps of a budget                                           |
+| `keys`     | what was claimed and decided under idempotency keys                      |
+| `fence`    | a number that grows with every attempt                                   |
 | `history`  | failed attempts and give-backs                                           |
 | `dead`     | dead letters                                                             |
 | `dispatch` | from the door to the queue of an agent                                   |

@@ -185,7 +185,8 @@ class DeadLetters:
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise InvalidMessageError(f"{task_id} cannot be tried again: {letter.reason}") from error
         document[id_field] = msgspec.Raw(encode(fresh))
-        document.pop("deadline", None)
+        for inherited in ("deadline", "deadline_inherited", "parent_id", "hops", "budget"):
+            document.pop(inherited, None)  # it is nobody's child now: whoever submitted it has given up long since
         if letter.agent_id and letter.subject == self._subjects.mailbox(letter.agent_id):
             await self._transport.publish(letter.subject, encode(document))  # it was not durable, and is not now
         else:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 
-from agentmesh import Agent, AgentRef, CellOptions, Context, Event, Mesh, Request, Task, TaskContext, handler
+from agentmesh import Agent, AgentRef, CellOptions, Context, Event, Mesh, Reject, Request, Task, TaskContext, handler
 from agentmesh.errors import DeadlineExceededError, TaskCancelledError
 from agentmesh.tools.executor import ToolExecutor
 from tests.calltree.samples import sleep_with_a_child
@@ -263,3 +263,32 @@ async def test_a_waiting_child_of_a_cancelled_task_never_starts(mesh: Mesh, spaw
     with pytest.raises(TaskCancelledError, match=f"its parent, task {job.id}"):
         await mesh.job(submitted[0]).result(timeout=5)
     assert stage.held == [busy.id]
+
+
+async def test_a_dead_letter_that_is_put_back_is_nobodys_child_any_more(mesh: Mesh, spawn: Spawn, stage: Stage) -> None:
+    class Doubtful(Agent):
+        @handler
+        async def hold(self, task: Hold, ctx: TaskContext) -> str:
+            if stage.released.is_set():
+                return "done"
+            raise Reject("not now")
+
+    class Parent(Agent):
+        @handler
+        async def outer(self, task: Outer) -> str:
+            child = await self.mesh.submit(Hold(), to="doubtful")
+            await asyncio.wait([asyncio.ensure_future(child.outcome())])
+            submitted.append(child.id)
+            return await asyncio.Event().wait() and ""
+
+    submitted: list[str] = []
+    await spawn(Doubtful)
+    await spawn(Parent)
+    job = await mesh.submit(Outer(how=""), to="parent", deadline=60)
+    await eventually(lambda: submitted, what="the child is a dead letter")
+    assert await job.cancel()
+    stage.released.set()
+
+    again = await mesh.tasks.dead_retry(submitted[0])
+
+    assert await mesh.job(again).result(timeout=5) == "done"

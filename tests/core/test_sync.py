@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from agentmesh import Agent, Mesh, Prompt, Request, SyncMesh, handler
+from agentmesh import Agent, Budget, Mesh, Prompt, Request, SyncMesh, budget, handler
 from agentmesh.broker import EmbeddedBroker
-from agentmesh.errors import NoSuchAgentError
+from agentmesh.errors import BudgetExceededError, NoSuchAgentError
 from agentmesh.ids import new_id
 from agentmesh.mesh import ConnectOptions
 
@@ -45,6 +45,20 @@ def test_leaving_a_stream_early_closes_it(nats_server: EmbeddedBroker) -> None:
         chunks = mesh.stream("echo", Prompt(text="a b c"))
         assert next(iter(chunks)) == "a"
         assert mesh.ask("echo", Prompt(text="x y")) == "xy"
+
+
+def test_keys_and_budgets_hold_for_plain_code_too(nats_server: EmbeddedBroker) -> None:
+    with SyncMesh(ConnectOptions(url=nats_server.url, tenant=f"sync-{new_id()}")) as mesh:
+        mesh.spawn(Echo)
+        assert mesh.ask("echo", Prompt(text="a"), idempotency_key="k") == "a"
+        mesh.stop("echo")
+        assert mesh.ask("echo", Prompt(text="a"), idempotency_key="k") == "a"
+        mesh.spawn(Echo)
+        with budget(steps=1):
+            assert mesh.ask("echo", Prompt(text="b")) == "b"
+            with pytest.raises(BudgetExceededError):
+                mesh.ask("echo", Prompt(text="b"))
+        assert mesh.ask("echo", Prompt(text="c"), budget=Budget(depth=1)) == "c"
 
 
 async def test_a_blocking_call_works_while_the_loop_of_the_caller_is_blocked(mesh: Mesh) -> None:

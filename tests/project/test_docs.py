@@ -125,6 +125,34 @@ async def test_the_page_about_schedules_runs(mesh: Mesh, spawn: Spawn) -> None:
     assert await mesh.schedules.ls() == []
 
 
+async def test_the_page_about_call_trees_runs(mesh: Mesh, spawn: Spawn) -> None:
+    declared, sent = blocks(ROOT / "docs/call-tree.md", "python")
+    names: dict[str, Any] = {"__name__": "__main__", "mesh": mesh}
+
+    await run_block(declared, "call-tree.md", names)
+    await spawn(names["Reader"])
+    await spawn(names["Researcher"])
+    await run_block(sent, "call-tree.md", names)
+
+    assert names["found"] == "what d says"
+    assert await names["job"].result(timeout=10) == "what c says"
+
+
+async def test_the_page_about_idempotency_runs(mesh: Mesh, spawn: Spawn) -> None:
+    declared, said = blocks(ROOT / "docs/idempotency.md", "python")
+    names: dict[str, Any] = {"__name__": "__main__", "mesh": mesh}
+
+    await run_block(declared, "idempotency.md", names)
+    await spawn(names["Shop"])
+    async with ToolExecutor(mesh.transport, mesh.subjects, [names["charge"]]):
+        await run_block(said, "idempotency.md", names)
+        result = await names["same"].result(timeout=10)
+
+    assert names["first"] == names["again"] == "paid 5"
+    assert names["job"].id == names["same"].id
+    assert result == "receipt for tea, receipt for stamps, written with fence True"
+
+
 async def test_the_page_about_tools_runs(mesh: Mesh) -> None:
     declared, called = blocks(ROOT / "docs/tools.md", "python")
     # As in a notebook: the function cannot be imported, so it is shipped to the child.
