@@ -36,6 +36,7 @@ from agentmesh.ids import new_id, now
 from agentmesh.memory import Memory
 from agentmesh.messages import Event, Message, Request, Task, Terminated, wire_name
 from agentmesh.orders import Orders
+from agentmesh.presence import NodeInfo, node_monitor
 from agentmesh.refs import AgentRef
 from agentmesh.registry import AgentInfo
 from agentmesh.streaming import WINDOW, StreamReader
@@ -572,6 +573,13 @@ class Client:
     async def agents(self, name: str = "") -> list[AgentInfo]:
         """Every replica that runs now, or only those of one agent."""
         return await registry.discover(self.transport, self.subjects, name=name)
+
+    async def nodes(self) -> list[NodeInfo]:
+        """The processes that host agents, also those that are suspected to be gone, or were alive minutes ago.
+
+        From the first call on this connection listens to their signs of life; see `agentmesh.presence`.
+        """
+        return (await node_monitor(self.transport, self.subjects)).nodes()
 
     # ------------------------------------------------------------ parts
     def _envelope(self, agent: str, message: Message) -> codec.Envelope:

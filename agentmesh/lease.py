@@ -30,7 +30,14 @@ from typing import Self
 
 import msgspec
 
-from agentmesh.errors import AgentMeshError, ConfigError, SequenceConflictError
+from agentmesh.errors import (
+    AgentMeshError,
+    ConfigError,
+    ConnectionLostError,
+    JetStreamUnavailableError,
+    PublishTimeoutError,
+    SequenceConflictError,
+)
 from agentmesh.ids import new_id, now
 from agentmesh.subjects import Subjects
 from agentmesh.tasks.layout import LEASES
@@ -70,6 +77,7 @@ class Holder(msgspec.Struct, omit_defaults=True):
 
 
 _decode = msgspec.json.Decoder(Holder).decode
+_AWAY = (TimeoutError, ConnectionLostError, PublishTimeoutError, JetStreamUnavailableError)
 
 
 def clock() -> float:
@@ -116,6 +124,8 @@ class Lease:
         """Who had it at the last look; None: nobody."""
         self.previous: Holder | None = None
         """The last one seen to have it, other than this one."""
+        self.problem = ""
+        """Why the last look or renewal failed; empty: it did not."""
         self._transport = transport
         self._subjects = subjects
         self._subject = subjects.lease(name)
@@ -195,10 +205,19 @@ class Lease:
                     await self._acquire()
                     if not self.held:
                         await self._wait()
-            except (AgentMeshError, TimeoutError) as error:
-                log.debug("lease %s: %s", self.name, error)
-                self._sure = False  # a broker that was replaced may not have the stream
+            except Exception as error:  # whatever it is, wanting the lease must not end in silence
+                self._trouble(error)
                 await asyncio.sleep(min(LOOK_PERIOD, self.ttl / 20))
+            else:
+                self.problem = ""
+
+    def _trouble(self, error: Exception) -> None:
+        """A broker that is away is not worth a line: the transport says so. One that refuses us is."""
+        self._sure = False  # a broker that was replaced may not have the stream
+        problem = str(error) or type(error).__name__
+        if not isinstance(error, _AWAY) and problem != self.problem:
+            log.warning("lease %s cannot be had: %s", self.name, problem)
+        self.problem = problem
 
     async def _wait(self) -> None:
         """Until the next look: half a second, or until the holder says that it let go."""

@@ -409,6 +409,7 @@ class NodeMonitor:
             self._timer.cancel()
         for work in self._work.values():
             work.cancel()
+        _monitors.pop(self._transport, None)  # a monitor holds its connection: it would keep it for ever
 
 
 def _patience(life: _Life) -> float:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 from agentmesh.budgets import Budget
 from agentmesh.errors import ConnectionClosedError
 from agentmesh.messages import Event, Request, Task, Terminated
+from agentmesh.presence import NodeInfo
 from agentmesh.refs import AgentRef
 from agentmesh.registry import AgentInfo
 
@@ -314,6 +315,9 @@ class SyncMesh:
 
     def agents(self, name: str = "") -> list[AgentInfo]:
         return self._thread.run(self._mesh.agents(name))
+
+    def nodes(self) -> list[NodeInfo]:
+        return self._thread.run(self._mesh.nodes())
 
     def call_tool(self, tool: Any, **arguments: Any) -> Any:
         """Call a tool, by name or by function."""

@@ -11,7 +11,6 @@ on the same machine. The file has a lock of its own, so the lease decides who ma
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
@@ -72,9 +71,13 @@ class MemoryKeeper:
     async def start(self) -> None:
         """Serve if nobody else does; when this returns it is decided, and the service is up if it is ours."""
         await self._lease.start()
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(SETTLE_TIMEOUT):
                 await self._lease.settled()
+        except TimeoutError:
+            text = f"cannot find out whether another memory service runs: {self._lease.problem or 'no answer'}"
+            hint = "it is started as soon as that is known; may this user use $KV.mesh_lease.> and make its stream?"
+            self._emit(Warned(source=MEMORY, text=text, hint=hint))
         while self._work:
             await asyncio.gather(*self._work)
 

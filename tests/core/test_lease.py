@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -206,3 +207,19 @@ async def test_a_crowd_is_let_in_one_by_one_and_nothing_of_it_stays(server: Serv
 async def test_a_ttl_the_broker_cannot_count_is_refused(server: Server, connect: Open, ttl: float) -> None:
     with pytest.raises(ConfigError, match="whole seconds, 1 or more"):
         Lease(await connect(server.url), Subjects(), "it", ttl=ttl)
+
+
+async def test_a_lease_that_is_refused_says_why_and_is_had_when_that_ends(
+    server: Server, connect: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport = await connect(server.url)
+    await transport.ensure_stream(dataclasses.replace(LEASES, retention="workqueue"))
+    async with Lease(transport, Subjects(), "it", ttl=1) as lease:
+        await eventually(lambda: lease.problem, what="it is refused")
+        assert "retention" in lease.problem
+        assert "lease it cannot be had" in caplog.text
+
+        await transport.delete_stream(LEASES.name)
+        async with asyncio.timeout(10):
+            await lease.gained()
+        assert lease.problem == ""

@@ -35,6 +35,8 @@ def test_a_script_without_asyncio_spawns_asks_and_streams(nats_server: EmbeddedB
         assert mesh.ask("echo", Prompt(text="a b")) == "ab"
         assert list(mesh.stream("echo", Prompt(text="a b c"))) == ["a", "b", "c"]
         assert [info.name for info in mesh.agents()] == ["echo"]
+        (node,) = mesh.nodes()
+        assert (node.state, len(node.agents)) == ("up", 1)
         with pytest.raises(NoSuchAgentError):
             mesh.ask("nobody", Prompt(text="a"))
 
