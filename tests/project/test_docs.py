@@ -153,6 +153,30 @@ async def test_the_page_about_idempotency_runs(mesh: Mesh, spawn: Spawn) -> None
     assert result == "receipt for tea, receipt for stamps, written with fence True"
 
 
+async def test_the_page_about_workflows_runs(mesh: Mesh, spawn: Spawn) -> None:
+    declared, submitted = blocks(ROOT / "docs/workflows.md", "python")
+    done: list[str] = []
+
+    async def book_seat(key: str, city: str) -> str:
+        done.append(key)
+        return f"a seat to {city}"
+
+    names: dict[str, Any] = {
+        "__name__": "__main__",
+        "mesh": mesh,
+        "book_seat": book_seat,
+        "cancel_seat": done.remove,
+        "pay": lambda key, price: done.append(key),
+    }
+
+    await run_block(declared, "workflows.md", names)
+    await spawn(names["Agency"])
+    await run_block(submitted, "workflows.md", names)
+
+    assert names["trip"] == "Ada has a seat to Rio"
+    assert [key.rpartition("/")[2] for key in done] == ["seat", "pay"]
+
+
 async def test_the_page_about_tools_runs(mesh: Mesh) -> None:
     declared, called = blocks(ROOT / "docs/tools.md", "python")
     # As in a notebook: the function cannot be imported, so it is shipped to the child.
