@@ -63,7 +63,14 @@ class StreamEvent(msgspec.Struct, omit_defaults=True):
 
     @property
     def writer(self) -> str:
-        return self.id.rpartition("-")[0]
+        """Empty for a foreign one."""
+        writer, _, digits = self.id.rpartition("-")
+        return writer if digits.isdecimal() else ""
+
+    @property
+    def number(self) -> int:
+        """How many events the writer wrote before; for those that have a writer."""
+        return int(self.id.rpartition("-")[2])
 
     def value(self) -> Any:
         """The content as plain data."""
@@ -192,12 +199,10 @@ class StreamReader:
         self._transport = transport
         self._subject = subjects.stream(stream_id)
         self._live = subjects.live_stream(stream_id)
-        self._next = max(1, start)
+        self._start = self._next = max(1, start)
         self._heard: deque[Message] = deque()
         self._changed = asyncio.Event()
         self._missed = False
-        self._doubts = 0
-        """How often in a row something older than what was read was heard or found: see `_check_order`."""
         self._finished = False
         self._written: dict[str, int] = {}
         """The number of the last event of each writer: the next one has the next number, or something is missing."""
@@ -226,8 +231,6 @@ class StreamReader:
                     self._missed = False
                     async for event in self._replayed():
                         yield event
-                if self._doubts:
-                    await self._check_order()
                 if finished:
                     return
                 await self._something()
@@ -258,7 +261,8 @@ class StreamReader:
             headers = message.headers or {}
             sequence = int(headers.get("Nats-Sequence", 0))
             if sequence < self._next:
-                self._doubts = max(1, self._doubts)
+                if sequence >= self._start:
+                    self._check_known(message, sequence)
                 continue
             if int(headers.get("Nats-Last-Sequence", 0)) >= self._next:  # one in between was not heard
                 async for event in self._replayed():
@@ -269,29 +273,26 @@ class StreamReader:
                 self._check_number(event)
                 yield event
 
+    def _check_known(self, message: Message, sequence: int) -> None:
+        """Raise StreamGapError for a live message that has the sequence of one that was read, and is not that one:
+        the stream was deleted, and begun anew by somebody who did not know where it ended."""
+        if not 0 < len(self._written) < _WRITERS:
+            return  # not everything that was read is remembered
+        for event in decode_events(message.data, sequence):
+            if event.writer and event.number > self._written.get(event.writer, -1):
+                raise StreamGapError(self._subject, self._next, sequence)
+
     def _check_number(self, event: StreamEvent) -> None:
         """Raise StreamGapError if the writer wrote something before it that is not there any more."""
-        writer, _, digits = event.id.rpartition("-")
-        if not writer or not digits.isdecimal():
-            return  # of a foreign writer
-        number, last = int(digits), self._written.get(writer)
+        writer, number = event.writer, event.number
+        if not writer:
+            return
+        last = self._written.get(writer)
         if last is not None and number != last + 1:
             raise StreamGapError(self._subject, last + 1, number)
         if len(self._written) >= _WRITERS:
-            self._written.clear()
+            del self._written[next(iter(self._written))]
         self._written[writer] = number
-
-    async def _check_order(self) -> None:
-        """Live messages that were read before are common, right after the start. If what is stored ends before what
-        was read, and still does at the next look, then the stream was deleted or purged and begun anew."""
-        last = await self._transport.last_message(STREAM, self._subject)
-        end = last.sequence if last is not None else 0
-        if end >= self._next - 1:
-            self._doubts = 0
-        elif self._doubts > 1:
-            raise StreamGapError(self._subject, self._next, end)
-        else:  # a replica may lag
-            self._doubts += 1
 
     async def _something(self) -> None:
         """Wait for a live message or the end; after `_LOOK_AGAIN` seconds of silence, look into the store."""

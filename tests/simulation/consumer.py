@@ -79,8 +79,8 @@ class Consumer:
             "num_ack_pending": len(self.pending),
             "num_redelivered": sum(count > 1 for count in self.counts.values()),
             "num_waiting": len(self.pulls),
-            "delivered": {"stream_seq": self.next - 1},
-            "ack_floor": {"stream_seq": min(self.pending, default=self.next) - 1},
+            "delivered": {"stream_seq": self.next - 1, "consumer_seq": self._count},
+            "ack_floor": {"stream_seq": min(self.pending, default=self.next) - 1, "consumer_seq": 0},
         }
 
     # -- pulling

@@ -93,6 +93,8 @@ class World:
             await main
         except BrokerError as error:
             self.tell("gave_up", who=process.name, error=type(error).__name__)
+        except Exception as error:  # a bug of ours or of the product: nobody awaits this task
+            self.tell("internal", what=f"{process.name} ended", error=repr(error))
         self._end(process)
 
     def crash(self, process: Process) -> None:
