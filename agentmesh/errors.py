@@ -63,6 +63,7 @@
     │       ├── SignalTimeoutError
     │       ├── SagaUndoneError
     │       └── SagaNotUndoneError
+    ├── LedgerError                     the submitter's own record of what it submitted
     ├── ToolError                       a tool call
     │   ├── NoSuchToolError
     │   ├── ToolArgumentsError
@@ -718,6 +719,18 @@ class NoSuchScheduleError(ScheduleError):
     def __str__(self) -> str:
         hint = f"; did you mean {' or '.join(repr(n) for n in self.near)}?" if self.near else ""
         return f"no schedule {self.schedule_id!r}{hint}; see: agentmesh schedule ls"
+
+
+class LedgerError(AgentMeshError):
+    """The ledger cannot be opened, or written; what was being submitted was not submitted."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path = path
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"ledger {self.path}: {self.problem}"
 
 
 # ---------------------------------------------------------------- workflows

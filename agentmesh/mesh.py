@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from agentmesh.sync import SyncMesh
+    from agentmesh.tasks.ledger import Ledger
+    from agentmesh.tasks.reconcile import Reconciler
 
 T = TypeVar("T")
 
@@ -59,6 +61,8 @@ class ConnectOptions:
     """Where an embedded broker keeps its data; None forgets it at the end."""
     own_thread: bool | None = None
     """Run spawned agents on a thread of their own. None: only in notebooks, where a busy cell would stop them."""
+    ledger: Path | str | Ledger | None = None
+    """Where what is submitted is written down until it is decided; see `agentmesh.tasks.ledger`."""
 
 
 class Mesh(Client):
@@ -77,6 +81,7 @@ class Mesh(Client):
         self._host_starting = asyncio.Lock()
         self._closing = asyncio.Lock()
         self._sync: SyncMesh | None = None
+        self._reconciler: Reconciler | None = None
         self._interactive = _in_notebook() if options.own_thread is None else options.own_thread
 
     @property
@@ -158,6 +163,22 @@ class Mesh(Client):
                 self._host = host
             return self._host
 
+    # ------------------------------------------------------------ the ledger
+    async def keep_ledger(self, ledger: Path | str | Ledger) -> None:
+        """Write down what is submitted from now on; done by `connect(ledger=...)`.
+
+        Raises:
+            LedgerError: It cannot be opened.
+        """
+        from agentmesh.tasks.ledger import Ledger
+        from agentmesh.tasks.reconcile import Reconciler
+
+        # One of our own: whoever gave us one may use it for another connection, too.
+        own = Ledger(ledger.path, patience=ledger.patience) if isinstance(ledger, Ledger) else Ledger(ledger)
+        reconciler = Reconciler(self.tasks, own)
+        await reconciler.start()
+        self._reconciler = reconciler
+
     # ------------------------------------------------------------ plain code
     @property
     def sync(self) -> SyncMesh:
@@ -190,11 +211,13 @@ class Mesh(Client):
             ending.push_async_callback(self.transport.close)
             if self._local is not None:
                 ending.push_async_callback(self._local.stop_services)
+            if self._reconciler is not None:
+                ending.push_async_callback(self._reconciler.stop)
             if self._host is not None:
                 ending.push_async_callback(self._host.drain, grace if self.transport.is_connected else 0.0)
             if self._sync is not None:
                 ending.push_async_callback(asyncio.to_thread, self._sync.close)
-            self._local = self._host = None
+            self._local = self._host = self._reconciler = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -235,6 +258,7 @@ def connect(
     subjects: Subjects | None = None,
     store: Path | None = None,
     own_thread: bool | None = None,
+    ledger: Path | str | Ledger | None = None,
 ) -> Connecting:
     """Connect to a mesh: `mesh = await connect()` or `async with connect() as mesh`.
 
@@ -246,14 +270,17 @@ def connect(
         subjects: A subject scheme of your own.
         store: Folder for the data of an embedded broker; None forgets it at the end.
         own_thread: Run spawned agents on a thread of their own; by default only in notebooks.
+        ledger: A file in which what is submitted is written down until it is decided, and from which it is submitted
+            again should the broker lose it; several processes may share it.
 
     Raises:
         InvalidNameError: `tenant` or `name` is no name.
         BrokerUnavailableError: There is an address, and no broker at it.
         BrokerTooOldError: The broker lacks what agentmesh needs.
         BrokerStartError: The embedded broker could not be started.
+        LedgerError: The ledger cannot be opened.
     """
-    return Connecting(ConnectOptions(url, tenant, name, transport, subjects, store, own_thread))
+    return Connecting(ConnectOptions(url, tenant, name, transport, subjects, store, own_thread, ledger))
 
 
 async def _connect(options: ConnectOptions) -> Mesh:
@@ -276,9 +303,13 @@ async def _connect(options: ConnectOptions) -> Mesh:
         transport = await Transport.connect(settings)
         begun.push_async_callback(transport.close)
         if local is not None:
+            begun.push_async_callback(local.stop_services)
             await local.start_services(transport, subjects)
+        mesh = Mesh(transport, replace(options, url=url, subjects=subjects), local)
+        if options.ledger is not None:
+            await mesh.keep_ledger(options.ledger)
         begun.pop_all()
-    return Mesh(transport, replace(options, url=url, subjects=subjects), local)
+    return mesh
 
 
 def _in_notebook() -> bool:

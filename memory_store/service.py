@@ -26,8 +26,8 @@ from agentmesh.errors import (
     StoreBusyError,
     error_to_wire,
 )
+from agentmesh.lane import Outcome
 from agentmesh.memory import MemoryRequest
-from agentmesh.memory_store.lane import Outcome
 from agentmesh.memory_store.store import OPERATIONS, Store
 from agentmesh.subjects import MEMORY_OF_EVERY_TENANT, Subjects, memory_tenant
 from agentmesh.transport import Endpoint, Message, Service, Subscription, Transport

@@ -16,10 +16,10 @@ from urllib.parse import quote
 import msgspec
 
 from agentmesh.errors import InvalidMessageError, StoreBusyError, StoreError
+from agentmesh.lane import Lane, Outcome, run_each, settle
 from agentmesh.memory import Found, Kind, MemoryRequest, Namespaces, Record, Removed, Written, to_raw
 from agentmesh.memory_store import limits, reading, schema
 from agentmesh.memory_store.index import Scope, unindexed
-from agentmesh.memory_store.lane import Lane, Outcome, run_each, settle
 from agentmesh.memory_store.lock import FileLock
 from agentmesh.memory_store.writing import Writer
 

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from agentmesh.errors import RevisionConflictError, StoreError, StoreLimitError
+from agentmesh.lane import Function, Outcome, failures
 from agentmesh.memory import MemoryRequest, Removed, Written
 from agentmesh.memory_store.index import Scope, index_some
-from agentmesh.memory_store.lane import Function, Outcome, failures
 from agentmesh.memory_store.limits import MAX_VALUE, list_length
 from agentmesh.memory_store.reading import tags_column
 

@@ -40,6 +40,7 @@ COMMANDS = {
     "dead": "dead",
     "schedule": "schedule",
     "limits": "limits",
+    "ledger": "ledger",
     "memory": "memory",
     "doctor": "doctor",
     "bench": "bench",

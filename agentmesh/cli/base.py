@@ -18,7 +18,7 @@ import inspect
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -180,14 +180,35 @@ class Session:
         return Subjects(self.tenant)
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Client]:
-        """`async with session.connect() as mesh`. A command never starts a broker of its own for this."""
+    async def connect(self, *, ledger: bool = False) -> AsyncIterator[Client]:
+        """`async with session.connect() as mesh`. A command never starts a broker of its own for this.
+
+        With `ledger`, what is submitted is written down in the ledger of the settings, if they name one.
+        """
         from agentmesh.client import Client
         from agentmesh.transport import Transport
 
         self.timeout()  # what is typed wrongly is said even where there is no broker
         async with await Transport.connect(self.transport_options()) as transport:
-            yield Client(transport, self.subjects, "cli")
+            client = Client(transport, self.subjects, "cli")
+            async with self._keeping_ledger(client) if ledger else nullcontext():
+                yield client
+
+    @asynccontextmanager
+    async def _keeping_ledger(self, client: Client) -> AsyncIterator[None]:
+        path = self.settings.ledger.path
+        if path is None:
+            yield
+            return
+        from agentmesh.tasks.ledger import Ledger
+        from agentmesh.tasks.reconcile import Reconciler
+
+        reconciler = Reconciler(client.tasks, Ledger(self.settings.path(path)))
+        await reconciler.start()
+        try:
+            yield
+        finally:
+            await reconciler.stop()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end; Ctrl-C cancels it."""

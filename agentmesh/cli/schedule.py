@@ -92,7 +92,7 @@ def add(
     how: dict[str, Any] = {"to": to, "priority": priority, "deadline": typed.seconds("--deadline", deadline)}
     if at is not None:
         how |= {"at": typed.moment(at, tz), "task_id": id}
-        made = session.run(_with(session, lambda mesh: mesh.submit(task, **how))).id
+        made = session.run(_with(session, lambda mesh: mesh.submit(task, **how), ledger=True)).id
     else:
         how |= {"every": typed.seconds("--every", every), "cron": cron, "tz": tz, "replace": replace}
         made = session.run(_with(session, lambda mesh: mesh.schedule(task, schedule_id=id or "", **how))).id
@@ -145,8 +145,8 @@ def _task_class() -> Any:
     return Task[Any]
 
 
-async def _with(session: Session, ask: Callable[[Client], Awaitable[T]]) -> T:
-    async with session.connect() as mesh:
+async def _with(session: Session, ask: Callable[[Client], Awaitable[T]], *, ledger: bool = False) -> T:
+    async with session.connect(ledger=ledger) as mesh:
         return await ask(mesh)
 
 

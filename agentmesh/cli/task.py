@@ -128,7 +128,7 @@ async def _submit(session: Session, task: Task[Any], how: dict[str, Any], wait: 
     from agentmesh.messages import wire_name
 
     task_type = wire_name(type(task))
-    async with session.connect() as mesh:
+    async with session.connect(ledger=True) as mesh:
         job = await mesh.submit(task, **how)
         if how["to"] is None:
             await _warn_if_nobody_takes(session, mesh, task_type)
@@ -395,7 +395,7 @@ async def _map(session: Session, tasks: list[Task[Any]], how: dict[str, Any], ke
     """Print a line per item, in order; returns how many failed."""
     finished: dict[int, Finished[Any]] = {}
     printed = 0
-    async with session.connect() as mesh:
+    async with session.connect(ledger=True) as mesh:
         batch = mesh.map(type(tasks[0]), tasks, on_error="return" if keep_going else "raise", **how)
         batch.on_full = _says_so(session)
         with Bar(session.out, "working", total=len(tasks)) as bar:

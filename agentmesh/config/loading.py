@@ -127,7 +127,7 @@ def read_file(file: Path) -> dict[str, Any]:
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
     """Variables that start with `AGENTMESH_` and are no settings, each with the name that was perhaps meant."""
     environ = os.environ if environ is None else environ
-    known = {*_SCALARS, *_NOT_SETTINGS}
+    known = {*_SCALARS, *_NOT_SETTINGS, "AGENTMESH_LEDGER"}
     strangers = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
     return [(name, "".join(difflib.get_close_matches(name, known, n=1))) for name in strangers]
 
@@ -222,8 +222,9 @@ _SCALARS = {PREFIX + key.upper().replace(".", "_"): key for key in _TYPES}
 
 def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Variables that are set, with their dotted keys; the more specific one of two for the same key comes last."""
-    if environ.get("NATS_URL"):
-        yield "NATS_URL", "broker.url"
+    for variable, key in (("NATS_URL", "broker.url"), ("AGENTMESH_LEDGER", "ledger.path")):
+        if environ.get(variable):
+            yield variable, key
     for variable, key in _SCALARS.items():
         if environ.get(variable):
             yield variable, key

@@ -248,6 +248,13 @@ class ToolSettings(Table):
     """What the tools leave to whoever serves them, such as the built-in ones' `root` and `commands`."""
 
 
+class LedgerSettings(Table):
+    """What this project submits is written down until it is decided: `[ledger]`."""
+
+    path: str | None = None
+    """The file, which several processes may share; unset: there is none. Also `$AGENTMESH_LEDGER`."""
+
+
 class ScheduleSettings(Table):
     """A task that is submitted again and again: `[schedules.NAME]`. `agentmesh up` sees to it."""
 
@@ -314,6 +321,7 @@ class Settings(Table):
     tools: ToolSettings = ToolSettings()
     memory: MemorySettings = MemorySettings()
     schedules: dict[str, ScheduleSettings] = {}
+    ledger: LedgerSettings = LedgerSettings()
 
     _file: Path | None = PrivateAttr(default=None)
     _root: Path = PrivateAttr(default_factory=Path.cwd)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from agentmesh import codec
 from agentmesh.budgets import Budget
@@ -21,7 +21,7 @@ from agentmesh.tasks.job import Job
 from agentmesh.tasks.layout import MAILBOX_LIMIT, MAX_BODY, ensure_streams
 from agentmesh.tasks.lineage import prompt
 from agentmesh.tasks.pressure import Patience, Pressure
-from agentmesh.tasks.schedules import Schedule, Schedules
+from agentmesh.tasks.schedules import Schedule, Schedules, delayed, headers
 from agentmesh.tasks.spending import charge
 from agentmesh.tasks.status import Statuses, TaskStatus
 from agentmesh.tasks.submission import Wishes, make_body
@@ -32,6 +32,9 @@ from agentmesh.tasks.workflow.journal import signal_body
 from agentmesh.tasks.workflow.view import Step
 from agentmesh.transport import PubAck, Transport
 from agentmesh.when import When, once, repeating
+
+if TYPE_CHECKING:
+    from agentmesh.tasks.ledger import Ledger
 
 R = TypeVar("R")
 
@@ -56,6 +59,8 @@ class TaskClient:
         self.dead = DeadLetters(transport, subjects)
         self.schedules = Schedules(transport, subjects)
         self._pressure = Pressure(transport, subjects)
+        self.ledger: Ledger | None = None
+        """Where submitted tasks are written down until they are decided; see `reconcile.Reconciler`."""
         self._statuses = Statuses(transport, subjects)
         self._ready = False
         self._ensuring = asyncio.Lock()
@@ -111,6 +116,7 @@ class TaskClient:
         Raises:
             QueueFullError: Not accepted; says when to try again.
             IdempotencyConflictError: Not accepted: the key was used for another task.
+            LedgerError: Not accepted: it cannot be written down.
             BudgetExceededError: Not accepted: a budget is used up.
             CallDepthError: Not accepted: too deep a chain of handlers.
             DeadlineExceededError: Not accepted: the deadline of the handler that submits it has passed.
@@ -165,20 +171,31 @@ class TaskClient:
         to = body.agent_id
         subject = self.subjects.task_door() if to is None else self.subjects.tasks(to, body.priority)
         watch = self.results.watch(body.task_id, body.deadline, is_new=True)
-        # The window of duplicates is the stream's, which all tenants share: hence the tenant in the id.
-        msg_id = f"{self.subjects.tenant}.{body.task_id}"
 
         def store() -> Awaitable[PubAck]:
-            return self.transport.publish_durable(subject, data, msg_id=msg_id)
+            return self._stored(body.task_id, subject, data)
 
         stored = await self._pressure.patiently(store, subject, len(data), patience)
         if stored.duplicate:
             watch.look_at = 0.0  # it may be decided long since
         return Job(self, watch, task_type, stored.sequence)
 
+    def _stored(self, task_id: str, subject: str, data: bytes) -> Awaitable[PubAck]:
+        # The window of duplicates is the stream's, which all tenants share: hence the tenant in the id.
+        stored = self.transport.publish_durable(subject, data, msg_id=f"{self.subjects.tenant}.{task_id}")
+        if self.ledger is None:
+            return stored
+        return self.ledger.submit(self.ledger.entry(self.subjects.tenant, task_id, subject, data), stored)
+
     async def _delay(self, body: TaskBody, when: When, task_type: type[Task[R]]) -> Job[R]:
         watch = self.results.watch(body.task_id, body.deadline, is_new=True)
-        await self.schedules.delay(body, when)
+        if self.ledger is None:
+            await self.schedules.delay(body, when)
+        else:
+            document = delayed(body, when)
+            subject, how = self.subjects.schedule(body.task_id), headers(self.subjects, document)
+            entry = self.ledger.entry(self.subjects.tenant, body.task_id, subject, encode(document), how)
+            await self.ledger.submit(entry, self.schedules.delay(body, when))
         return Job(self, watch, task_type)
 
     async def schedule(

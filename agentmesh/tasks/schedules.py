@@ -29,7 +29,7 @@ from agentmesh.subjects import Subjects, token
 from agentmesh.tasks import slot
 from agentmesh.tasks.layout import MAX_BODY, SCHED, SCHEDULES, ensure
 from agentmesh.tasks.wire import ResultBody, ScheduleBody, TaskBody, decode_schedule, encode
-from agentmesh.transport import StoredMessage, Transport
+from agentmesh.transport import PubAck, StoredMessage, Transport
 from agentmesh.when import When, check_id
 
 _PAGE = 500
@@ -166,8 +166,8 @@ class Schedules:
             return await self.get(schedule_id)
         raise AssertionError("unreachable: the last try returned or raised")
 
-    async def delay(self, body: TaskBody, when: When) -> int:
-        """Store a task that is due once, under its own id; where it is stored. One of that id stays as it is.
+    async def delay(self, body: TaskBody, when: When) -> PubAck | None:
+        """Store a task that is due once, under its own id. One of that id stays as it is; then there is no answer.
 
         Raises:
             PublishTimeoutError: Unknown, no confirmation within 30 s; do it again with the same id.
@@ -177,17 +177,16 @@ class Schedules:
         try:
             return await self._store(delayed(body, when), 0)
         except SequenceConflictError:
-            found = await self._find(body.task_id)
-            return found.sequence if found else 0
+            return None
 
-    async def _store(self, body: ScheduleBody, expect_last: int) -> int:
+    async def _store(self, body: ScheduleBody, expect_last: int) -> PubAck:
         if body.agent_id is not None:
             self._subjects.tasks(body.agent_id, body.priority)  # wrong names are refused now, not when it is due
         data = encode(body)
         if len(data) > MAX_BODY - _HEADERS:
             raise PayloadTooLargeError(len(data), MAX_BODY - _HEADERS)
         try:
-            stored = await self._transport.publish_durable(
+            return await self._transport.publish_durable(
                 self._subjects.schedule(body.schedule_id),
                 data,
                 msg_id=new_id(),
@@ -202,7 +201,6 @@ class Schedules:
                 problem = "the broker knows no such time zone (does its host have tzdata?)"
                 raise InvalidScheduleError("tz", body.time_zone, problem) from error
             raise
-        return stored.sequence
 
     # ------------------------------------------------------------ looking
 
@@ -228,7 +226,7 @@ class Schedules:
 
     async def delayed(self, task_id: str = "") -> list[ScheduleBody]:
         """The tasks that are due once and are not yet; all, or only that one."""
-        if not await self._exists():
+        if not await self.exists():
             return []
         if task_id:
             body = _readable(await self._find(task_id))
@@ -236,7 +234,7 @@ class Schedules:
         return [body async for body, _ in self._all() if body.task_id]
 
     async def _all(self) -> AsyncIterator[tuple[ScheduleBody, StoredMessage]]:
-        if not await self._exists():
+        if not await self.exists():
             return
         start, full = 1, True
         while full:
@@ -280,7 +278,7 @@ class Schedules:
 
     async def drop(self, schedule_id: str) -> None:
         """Remove what is there under that id, if anything is; decides nothing."""
-        if await self._exists():
+        if await self.exists():
             await self._transport.purge(SCHED, self._subjects.schedule(schedule_id))
 
     async def _switch(self, schedule_id: str, *, paused: bool) -> Schedule:
@@ -298,7 +296,7 @@ class Schedules:
 
     # ------------------------------------------------------------ parts
 
-    async def _exists(self) -> bool:
+    async def exists(self) -> bool:
         """Whether anybody has ever scheduled anything. A stream that is not there must not be read: we would wait."""
         self._made = self._made or await self._transport.stream_info(SCHED) is not None
         return self._made

@@ -69,6 +69,8 @@ class Results:
         self._listening = False
         self._starting = asyncio.Lock()
         self._closed = False
+        self.on_decided: Callable[[str], None] | None = None
+        """Called with the id of each task that is decided, whoever waits for it, as far as that is heard here."""
 
     def watch(self, task_id: str, deadline: datetime | None = None, *, is_new: bool = False) -> Watch:
         """The watch of a task.
@@ -134,6 +136,8 @@ class Results:
 
     def _on_result(self, message: Message) -> None:
         task_id = (message.headers or {}).get("Nats-Subject", "").rpartition(".")[2]
+        if self.on_decided is not None:
+            self.on_decided(task_id)
         watch = self._watches.get(task_id)
         if watch is not None:
             watch.decided(decode_result(message.data, task_id))

@@ -26,6 +26,7 @@ task.ls task.get task.wait task.cancel dead.ls dead.show dead.retry dead.drop
 agents.ls agents.describe memory.get memory.ls memory.search
 drain pause resume quarantine.ls quarantine.release events limits.ls chaos
 schedule.ls schedule.add schedule.show schedule.pause schedule.resume schedule.rm
+ledger.ls ledger.reconcile
 node
 """
 

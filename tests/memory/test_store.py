@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from agentmesh import lane
 from agentmesh.errors import (
     InvalidMessageError,
     InvalidNameError,
@@ -22,7 +23,7 @@ from agentmesh.errors import (
     StoreVersionError,
 )
 from agentmesh.memory import MemoryRequest, to_raw
-from agentmesh.memory_store import Store, lane, schema
+from agentmesh.memory_store import Store, schema
 from agentmesh.memory_store.limits import MAX_REPLY, MAX_VALUE
 from agentmesh.memory_store.schema import APPLICATION_ID, SCHEMA_VERSION
 from tests.core.hostile import TOKENS
@@ -307,7 +308,7 @@ async def test_a_program_that_locks_the_file_makes_writes_fail_together_and_noth
         shell.close()
 
         assert {str(outcome) for outcome in outcomes} == {
-            "another program keeps the memory file locked for writing; nothing was done, try again later"
+            "another program keeps the file of the memory store locked for writing; nothing was done, try again later"
         }
         assert (await store.put("a", "n", "k", 2)).revision == 2
 

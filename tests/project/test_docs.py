@@ -19,7 +19,9 @@ import typer
 
 from agentmesh import AgentRef, Mesh
 from agentmesh import config as settings
+from agentmesh.broker import EmbeddedBroker
 from agentmesh.cli.app import app
+from agentmesh.tasks.ledger import Ledger
 from agentmesh.tools.executor import ToolExecutor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,6 +177,20 @@ async def test_the_page_about_workflows_runs(mesh: Mesh, spawn: Spawn) -> None:
 
     assert names["trip"] == "Ada has a seat to Rio"
     assert [key.rpartition("/")[2] for key in done] == ["seat", "pay"]
+
+
+async def test_the_page_about_the_ledger_runs(
+    nats_server: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = blocks(ROOT / "docs/ledger.md", "python")
+    names: dict[str, Any] = {"__name__": "__main__"}
+    monkeypatch.setenv("NATS_URL", nats_server.url)
+    monkeypatch.chdir(tmp_path)
+
+    await run_block(code, "ledger.md", names)
+
+    async with Ledger(tmp_path / "ledger.db") as ledger:
+        assert [entry.task_id for entry in await ledger.ls()] == [names["job"].id]
 
 
 async def test_the_page_about_tools_runs(mesh: Mesh) -> None:

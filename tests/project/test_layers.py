@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = [
     {"errors", "version"},
     {"ids", "ports", "subjects", "limits", "messages", "codec", "budgets", "context"},
-    {"config", "runfile", "lifeline", "broker", "when"},
+    {"config", "runfile", "lifeline", "broker", "lane", "when"},
     {"transport", "mailbox"},
     {"registry", "presence", "streaming", "streams", "memory", "tooling", "keyed", "tasks"},
     {"lease", "happenings", "orders", "deathwatch", "refs", "client", "brokercheck"},
@@ -31,7 +31,7 @@ OUTER = [{"tools", "memory_store"}, {"agents"}]
 OWNERS = {
     "nats": "agentmesh/transport/",
     "cloudpickle": "tools/",
-    "aiosqlite": "memory_store/",
+    "aiosqlite": "agentmesh/lane.py",
     "typer": "agentmesh/cli/",
     "watchfiles": "agentmesh/up/",
 }

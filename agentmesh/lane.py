@@ -1,4 +1,4 @@
-"""Group commit: everything that waits for a connection runs together, in one visit to its thread.
+"""Group commit for SQLite files: everything that waits for a connection runs together, in one visit to its thread.
 
 aiosqlite gives every connection a thread and visits it once per statement, at about 100 to 250 us a visit. A lane
 collects operations while a visit is under way and takes all of them along on the next one: with 64 callers that is one
@@ -20,12 +20,14 @@ import aiosqlite
 
 from agentmesh.errors import AgentMeshError, StoreBusyError, StoreError
 
-log = logging.getLogger("agentmesh.memory_store")
+log = logging.getLogger("agentmesh.lane")
 
 CAPACITY = 8192
 """Operations that may wait; more are refused at once."""
 CAPACITY_BYTES = 64 * 1024 * 1024
 MAX_BATCH = 512
+
+MEMORY = "the memory store"
 
 Function = Callable[[sqlite3.Connection], Any]
 Outcome = Any
@@ -60,22 +62,26 @@ class Lane:
         connection: Open.
         database: What `connection` has inside.
         run: Runs the functions of a batch, in order, on the connection's thread, and returns an outcome for each.
+        what: Whose file it is, for errors.
     """
 
-    def __init__(self, connection: aiosqlite.Connection, database: BatchConnection, run: Runner) -> None:
+    def __init__(
+        self, connection: aiosqlite.Connection, database: BatchConnection, run: Runner, what: str = MEMORY
+    ) -> None:
         self.last_batch = 0
         """Operations that went along on the last visit to the thread."""
         self._connection = connection
         self._database = database
         self.run = run
+        self._what = what
         self._waiting: deque[Work] = deque()
         self._bytes = 0
         self._closing = False
         self._wake = asyncio.Event()
-        self._server = asyncio.get_running_loop().create_task(self._serve(), name="memory store lane")
+        self._server = asyncio.get_running_loop().create_task(self._serve(), name=f"lane of {what}")
 
     @classmethod
-    async def open(cls, uri: str, run: Runner) -> Lane:
+    async def open(cls, uri: str, run: Runner, what: str = MEMORY) -> Lane:
         """Open a database by its SQLite URI.
 
         Raises:
@@ -92,7 +98,7 @@ class Lane:
         connection = await _on_daemon_thread(
             partial(aiosqlite.connect, uri, uri=True, isolation_level=None, factory=factory)
         )
-        return cls(connection, made[0], run)
+        return cls(connection, made[0], run, what)
 
     @property
     def waiting(self) -> int:
@@ -112,7 +118,7 @@ class Lane:
             StoreError: The store is closed.
         """
         if self._closing:
-            raise StoreError("the memory store is closed")
+            raise StoreError(f"{self._what} is closed")
         if len(self._waiting) >= CAPACITY or self._bytes + size > CAPACITY_BYTES:
             raise StoreBusyError(len(self._waiting))
         self._waiting.append((function, done, size))
@@ -150,7 +156,7 @@ class Lane:
         try:
             await self._connection.commit()
         except Exception as error:  # the edge: nobody in the batch may wait for ever
-            outcomes = failures(error, len(batch))
+            outcomes = failures(error, len(batch), self._what)
         self.last_batch = len(batch)
         for done, outcome in zip(callbacks, outcomes, strict=True):
             done(outcome)
@@ -171,12 +177,12 @@ def attempt(database: sqlite3.Connection, function: Function) -> Outcome:
         return failures(error, 1)[0]
 
 
-def failures(error: Exception, count: int) -> list[Outcome]:
+def failures(error: Exception, count: int, what: str = MEMORY) -> list[Outcome]:
     """What `count` callers see of an error that none of them caused or nobody foresaw; the rest is in the log."""
     if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
-        problem = "another program keeps the memory file locked for writing; nothing was done, try again later"
+        problem = f"another program keeps the file of {what} locked for writing; nothing was done, try again later"
     else:
-        problem = f"the memory store failed, nothing was done: {type(error).__name__}: {error}"
+        problem = f"{what} failed, nothing was done: {type(error).__name__}: {error}"
     log.error("%d operations failed: %s", count, problem, exc_info=error)
     return [StoreError(problem) for _ in range(count)]
 
