@@ -348,7 +348,7 @@ class Fleet:
             if node is not None and self.agents[entry.name].grouped:
                 if node.shared:
                     node.agents.remove(entry)
-                self.groups.ended(entry.name, failure(f"its process ended: {detail.removeprefix(f'{where} ')}"))
+                self.groups.ended(entry.name, failure(f"its process ended: {_how(detail, where)}"))
 
     # ------------------------------------------------------------ restart
     async def restart(self, name: str) -> str:
@@ -487,7 +487,7 @@ class Fleet:
                 self.emit(Warned(source=member.name, text=event.detail, hint="it is tried again"))
             self._note_all(member.name, "restarting", event.detail.splitlines()[0])
             self._record_end(member, event)
-            self._leave_to_groups(member.name, event.detail.partition("\n")[0])
+            self._leave_to_groups(member.name, event.detail)
         elif event.kind == "started" and event.restarts:
             reason = self._reasons.pop(member.name, "")
             self.emit(Restarted(process=member.name, reason=reason, restarts=event.restarts))
@@ -501,7 +501,7 @@ class Fleet:
 
     async def _report_death(self, node: str, pid: int, detail: str) -> None:
         """Spare the others the wait for signs of life that do not come."""
-        reason = detail.partition("\n")[0].removeprefix(f"{node} ")
+        reason = _how(detail, node)
         if self._transport.is_connected:
             with contextlib.suppress(BrokerError):  # then they wait
                 await report_death(self._transport, self._subjects, node, pid, reason)
@@ -515,7 +515,7 @@ class Fleet:
             "node": member.name,
             "host": socket.gethostname(),
             "pid": member.process.pid if member.process is not None else 0,
-            "reason": event.detail.partition("\n")[0].removeprefix(f"{member.name} "),
+            "reason": _how(event.detail, member.name),
             "agents": {entry.name: entry.replicas for entry in node.agents} if node is not None else {},
             "restarts": event.restarts,
         }
@@ -592,6 +592,11 @@ class Fleet:
                 messages=self._messages.get(agent, ()),
             )
         )
+
+
+def _how(detail: str, process: str) -> str:
+    """How a process ended, without its name and its last words."""
+    return detail.partition("\n")[0].removeprefix(f"{process} ").removesuffix(":")
 
 
 async def _kept(recording: Coroutine[Any, Any, bool]) -> None:
