@@ -389,21 +389,16 @@ class AgentCell:
                     self._wake()
                 life.workers[worker] = letter
                 if (letter.envelope.deadline is None and not self._gone) or not self._is_in_vain(letter):
-                    await self._handle(letter, life, worker)
+                    if self.barrier is not None and (why := self.barrier.poison(letter)) is not None:
+                        self._refuse(letter, why)  # it came before its kind was quarantined
+                    elif (failure := await self._handling.process(letter, life.instance, worker)) is not None:
+                        self._fail(life, *failure, letter)
                 life.workers[worker] = None
             if self._gone and not len(self.mailbox):
                 self._gone.clear()
         finally:
             del life.workers[worker]
             self._release(life)
-
-    async def _handle(self, letter: Letter, life: Life, worker: asyncio.Task[None]) -> None:
-        if self.barrier is not None and (why := self.barrier.poison(letter)) is not None:
-            self._refuse(letter, why)  # it came before its kind was quarantined
-            return
-        failure = await self._handling.process(letter, life.instance, worker)
-        if failure is not None:
-            self._fail(life, *failure, letter)
 
     def _is_in_vain(self, letter: Letter) -> bool:
         """Whether nobody waits for the answer any more."""

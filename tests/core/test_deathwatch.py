@@ -130,7 +130,7 @@ async def test_an_agent_hears_in_its_mailbox_also_after_its_own_restart_until_it
     assert [end.agent for end in heard] == ["frail"]
 
 
-async def test_the_death_of_a_process_nobody_supervises_is_known_within_4_seconds(
+async def test_c10_the_death_of_a_process_nobody_supervises_is_known_within_4_seconds(
     mesh: Mesh, spawn_process: SpawnProcess
 ) -> None:
     process = await spawn_process(HOSTING, mesh.url, mesh.subjects.tenant)

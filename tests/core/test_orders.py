@@ -155,7 +155,7 @@ async def _nothing() -> list[str]:
     return []
 
 
-async def test_what_ends_an_agent_three_times_is_quarantined_and_the_agent_lives(mesh: Mesh) -> None:
+async def test_c11_what_ends_an_agent_three_times_is_quarantined_and_the_agent_lives(mesh: Mesh) -> None:
     book: list[str] = []
     await mesh.spawn(Clerk, book)
     for time in range(3):

@@ -226,6 +226,19 @@ async def test_the_page_about_hosts_runs(mesh: Mesh, spawn: Spawn) -> None:
     assert names["token"] > 0
 
 
+async def test_the_page_about_supervision_runs(mesh: Mesh, spawn: Spawn) -> None:
+    redacted, watcher, watching, finishing = blocks(ROOT / "docs/supervision.md", "python")
+    names: dict[str, Any] = {"__name__": "__main__", "mesh": mesh}
+
+    for code in (redacted, watcher, finishing):
+        await run_block(code, "supervision.md", names)
+    guard = await spawn(names["Guard"])
+    await run_block(watching, "supervision.md", names)
+
+    assert names["gone"].reason == "it is not there"
+    assert await guard.ask(names["Status"]()) == ["worker.0 on : it is not there; 0 left"]
+
+
 async def test_the_page_about_testing_runs(tmp_path: Path) -> None:
     (code,) = blocks(ROOT / "docs/testing.md", "python")
     agent = """

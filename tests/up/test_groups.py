@@ -126,7 +126,7 @@ AGAIN = {"one_for_one": ["b"], "one_for_all": ["a", "b", "c"], "rest_for_one": [
         pytest.param("own processes", "rest_for_one", marks=pytest.mark.slow),
     ],
 )
-async def test_c3_siblings_of_a_failed_agent_restart_as_the_strategy_says(
+async def test_c8_siblings_of_a_failed_agent_restart_as_the_strategy_says(
     start_mesh: StartMesh, book: Book, strategy: Strategy, layout: str
 ) -> None:
     group = GroupPlan("line", NAMES, strategy, policy=FAST)
@@ -156,7 +156,7 @@ async def test_c3_siblings_of_a_failed_agent_restart_as_the_strategy_says(
 
 
 @pytest.mark.parametrize("isolation", ["shared", "process"])
-async def test_c3_the_death_of_a_process_restarts_the_siblings_in_others(
+async def test_c8_the_death_of_a_process_restarts_the_siblings_in_others(
     start_mesh: StartMesh, book: Book, isolation: str
 ) -> None:
     group = GroupPlan("line", NAMES, "rest_for_one", policy=FAST)

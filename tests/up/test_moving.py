@@ -27,7 +27,7 @@ def book(project: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("agent", [BUSY, OWN], ids=["shared", "processes of their own"])
-async def test_a_rolling_restart_brings_new_code_and_loses_nothing(
+async def test_c9_a_rolling_restart_brings_new_code_and_loses_nothing(
     start_mesh: StartMesh, project: Path, book: Path, agent: AgentPlan
 ) -> None:
     mesh = await start_mesh(agent, nodes=2)
@@ -64,7 +64,7 @@ async def test_a_rolling_restart_with_broken_code_stops_at_the_first_and_changes
     assert (await mesh.event(Reloaded)).problem
 
 
-async def test_a_drained_node_ends_when_its_agents_are_elsewhere_and_loses_nothing(
+async def test_c9_a_drained_node_ends_when_its_agents_are_elsewhere_and_loses_nothing(
     start_mesh: StartMesh, book: Path
 ) -> None:
     mesh = await start_mesh(BUSY, nodes=2)
@@ -93,7 +93,7 @@ async def test_the_last_node_is_replaced_when_it_is_drained(start_mesh: StartMes
         await mesh.ask("drain", node="node-1")
 
 
-async def test_scaling_up_and_down_under_load_loses_nothing(start_mesh: StartMesh, book: Path) -> None:
+async def test_c9_scaling_up_and_down_under_load_loses_nothing(start_mesh: StartMesh, book: Path) -> None:
     mesh = await start_mesh(BUSY, nodes=2)
     async with Load(await mesh.client(), book) as load:
         for replicas in (5, 1, 3):

@@ -41,7 +41,7 @@ class Letter(Event, durable=True):
     text: str
 
 
-async def test_a_durable_event_that_kills_its_process_is_buried_and_those_behind_it_are_read(
+async def test_c12_a_durable_event_that_kills_its_process_is_buried_and_those_behind_it_are_read(
     start_mesh: StartMesh, project: Path
 ) -> None:
     (project / "deadly.py").write_text(DEADLY)
@@ -66,7 +66,7 @@ async def test_a_durable_event_that_kills_its_process_is_buried_and_those_behind
     assert crashes[0].document["agents"] == {"reader": [1]}
 
 
-async def test_a_pause_outlives_the_process_and_reaches_replicas_that_join_later(start_mesh: StartMesh) -> None:
+async def test_c13_a_pause_outlives_the_process_and_reaches_replicas_that_join_later(start_mesh: StartMesh) -> None:
     mesh = await start_mesh(GREETER, ADDER, nodes=2)
     client = await mesh.client()
     assert set(await client.pause("greeter")) == {"node-1", "node-2"}
