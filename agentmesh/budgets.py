@@ -35,7 +35,7 @@ class Budget:
 
     steps: int | None = None
     """Messages and tool calls in the whole tree, what is sent under this budget included. Exact over all hosts; costs
-    a round trip to the broker for each of them. Reads of a service, such as the memory, are free."""
+    a round trip to the broker for each of them. What a service such as the memory is asked is free."""
 
     seconds: float | None = None
     """Wall clock time for the tree."""

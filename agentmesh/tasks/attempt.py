@@ -50,7 +50,7 @@ from agentmesh.tasks.fence import AttemptBody
 from agentmesh.tasks.gate import Gate, parameters
 from agentmesh.tasks.line import Line
 from agentmesh.tasks.lineage import Ending
-from agentmesh.tasks.outcome import Again, Dead, Decided, Leave, Outcome, Return, Wait
+from agentmesh.tasks.outcome import Again, Dead, Decided, Leave, Outcome, Return, Wait, inside
 from agentmesh.tasks.seat import Seat
 from agentmesh.tasks.undoing import put_off, undone
 from agentmesh.tasks.wire import NOTHING, Failure, ResultBody, TaskBody, decode_queued
@@ -258,11 +258,10 @@ class Attempt:
             return self._failed("Retry", str(wish), wish.delay)
         except Reject as verdict:
             return Dead(verdict.reason, self.failure("Reject", verdict.reason))
-        except AttemptReplacedError as error:
-            return Leave(str(error))
         except Exception as error:  # the edge to foreign code: whatever it raises is about this task only
-            exceeded = _exceeded(error)
-            if exceeded is not None:
+            if (replaced := inside(error, AttemptReplacedError)) is not None:
+                return Leave(str(replaced))
+            if (exceeded := inside(error, BudgetExceededError, CallDepthError)) is not None:
                 return self._no_further(exceeded)
             log.warning("attempt %d of %s failed", self.number, self, exc_info=True)
             if self.context is not None and self.context.is_final(error):
@@ -464,7 +463,7 @@ class Attempt:
             return Decided(status=ending.status)
         return Decided(self._verdict(ending.status, reason=ending.reason))
 
-    def _no_further(self, exceeded: BudgetExceededError | CallDepthError) -> Outcome:
+    def _no_further(self, exceeded: Exception) -> Outcome:
         """The next attempt would get no further; whoever waits for the result gets the error as it is."""
         verdict = self._verdict("failed", reason=f"{type(exceeded).__name__}: {exceeded}")
         verdict.error = error_to_wire(exceeded)
@@ -524,15 +523,6 @@ class Attempt:
             worker=self.bench.node,
             fingerprint=self.body.fingerprint,
         )
-
-
-def _exceeded(error: BaseException) -> BudgetExceededError | CallDepthError | None:
-    """The limit of a call tree that this error is about, itself, in its group, or as its declared cause."""
-    if isinstance(error, (BudgetExceededError, CallDepthError)):
-        return error
-    parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    inside = (_exceeded(part) for part in (*parts, error.__cause__) if part is not None)
-    return next((found for found in inside if found is not None), None)
 
 
 async def give_back(bench: Bench, delivery: Delivery, reason: str, delay: float = 0.0) -> None:

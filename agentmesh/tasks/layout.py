@@ -146,7 +146,7 @@ ONCE_SPEC = StreamSpec(
     discard="new",  # a key that is forgotten early is a promise broken in silence: refuse new ones instead
     max_age=_DAY,
     max_msgs_per_subject=1,
-    max_bytes=512 * _MB,
+    max_bytes=256 * _MB,
     max_msg_size=MAX_BODY,
     description="agentmesh: what was claimed and decided under idempotency keys",
 )

@@ -46,3 +46,12 @@ class Leave:
 
 
 Outcome = Decided | Again | Dead | Return | Wait | Leave
+
+
+def inside(error: BaseException, *kinds: type[Exception]) -> Exception | None:
+    """The error of one of these kinds that `error` is about: itself, one of its group, or its declared cause."""
+    if isinstance(error, kinds):
+        return error
+    parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    found = (inside(part, *kinds) for part in (*parts, error.__cause__) if part is not None)
+    return next((one for one in found if one is not None), None)

@@ -23,6 +23,14 @@ class SpreadTask(Task[int]):
     count: int
 
 
+class Begin(Request[str]):
+    """Submits a task to `holder` and waits for it."""
+
+
+class Held(Task[str]):
+    """Runs until its end."""
+
+
 class Reached(Agent):
     concurrency = 50
 
@@ -43,6 +51,10 @@ class Spreader(Agent):
         async with asyncio.TaskGroup() as group:
             asked = [group.create_task(self.mesh.ask("reached", Reach())) for _ in range(task.count)]
         return sum(one.result() for one in asked)
+
+    @handler
+    async def begin(self, request: Begin) -> str:
+        return await (await self.mesh.submit(Held(), to="holder")).result()
 
     async def _reach(self, count: int) -> int:
         asked = [self.mesh.ask("reached", Reach()) for _ in range(count)]

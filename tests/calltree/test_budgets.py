@@ -18,6 +18,7 @@ from agentmesh import (
     Prompt,
     Request,
     Task,
+    TaskContext,
     budget,
     handler,
     tool,
@@ -149,6 +150,39 @@ async def test_a_task_that_exceeds_its_budget_fails_for_good(mesh: Mesh, spawn: 
     assert (await job.status()).attempt == 1
     ample = await spreader.submit(SpreadTask(count=10), budget=Budget(steps=11))
     assert await ample.result(timeout=10) == 10
+
+
+@pytest.mark.parametrize("how", ["in a step", "as the cause", "in a batch"])
+async def test_an_exceeded_budget_is_final_however_the_handler_wraps_it(mesh: Mesh, spawn: Spawn, how: str) -> None:
+    class Wrapper(Agent):
+        concurrency = 4
+
+        async def twice(self) -> int:
+            return await self.mesh.ask("reached", Reach()) + await self.mesh.ask("reached", Reach())
+
+        @handler
+        async def down(self, task: Down, ctx: TaskContext) -> int:
+            attempts.append(ctx.attempt)
+            match how:
+                case "in a step":
+                    return int(await ctx.step("twice", self.twice))
+                case "as the cause":
+                    try:
+                        return await self.twice()
+                    except BudgetExceededError as error:
+                        raise ValueError("no more") from error
+            return sum(await self.mesh.map(SpreadTask, [5], to="spreader"))
+
+    attempts: list[int] = []
+    await spawn(Reached)
+    await spawn(Spreader)
+    wrapper = await spawn(Wrapper)
+
+    job = await wrapper.submit(Down(), budget=Budget(steps=3 if how == "in a batch" else 2))
+
+    with pytest.raises(BudgetExceededError):
+        await job.result(timeout=10)
+    assert attempts == [1]
 
 
 async def test_j7_tasks_that_submit_each_other_for_ever_are_stopped(mesh: Mesh, spawn: Spawn) -> None:

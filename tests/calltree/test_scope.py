@@ -13,8 +13,10 @@ import pytest
 from agentmesh import Agent, AgentRef, CellOptions, Context, Event, Mesh, Reject, Request, Task, TaskContext, handler
 from agentmesh.errors import DeadlineExceededError, TaskCancelledError
 from agentmesh.tools.executor import ToolExecutor
+from tests.calltree.agents import Begin, Held
 from tests.calltree.samples import sleep_with_a_child
 from tests.harness import alive, eventually
+from tests.harness.fixtures import SpawnProcess
 
 Spawn = Callable[..., Awaitable[AgentRef]]
 
@@ -292,3 +294,30 @@ async def test_a_dead_letter_that_is_put_back_is_nobodys_child_any_more(mesh: Me
     again = await mesh.tasks.dead_retry(submitted[0])
 
     assert await mesh.job(again).result(timeout=5) == "done"
+
+
+async def test_l12_the_task_of_a_request_whose_handler_was_killed_ends_at_the_deadline_it_inherited(
+    mesh: Mesh, spawn: Spawn, spawn_process: SpawnProcess
+) -> None:
+    class Keeper(Agent):
+        @handler
+        async def held(self, task: Held, ctx: TaskContext) -> str:
+            begun.append(ctx.task_id)
+            try:
+                return await asyncio.Event().wait() and ""
+            finally:
+                ended.set()
+
+    begun: list[str] = []
+    ended = asyncio.Event()
+    await spawn(Keeper, name="holder")
+    node = await spawn_process("tests.calltree.agents", mesh.url, mesh.subjects.tenant)
+    await node.line_matching("ready")
+    asking = asyncio.create_task(mesh.ask("spreader", Begin(), timeout=1.5))
+    await eventually(lambda: begun, what="the task runs")
+    node.kill9()
+
+    with pytest.raises(DeadlineExceededError):
+        await asking
+    await asyncio.wait_for(ended.wait(), 1.0)
+    assert (await mesh.job(begun[0]).outcome()).status == "expired"

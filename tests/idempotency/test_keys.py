@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from agentmesh import AgentRef, Mesh, Prompt, connect
+from agentmesh import AgentRef, Mesh, Prompt, codec, connect, keyed
 from agentmesh.errors import (
     DefinitionError,
     IdempotencyConflictError,
     InvalidMessageError,
+    KeyInUseError,
     RemoteError,
 )
-from agentmesh.ids import new_id
+from agentmesh.ids import new_id, now
+from agentmesh.tasks.keys import Keys
 from tests.harness import Process, Server, eventually
 from tests.harness.fixtures import SpawnProcess
 from tests.idempotency.node import Pay, Teller, Transfer, begun
@@ -192,3 +197,34 @@ async def test_a_key_that_cannot_be_one_is_refused(mesh: Mesh, key: str) -> None
 async def test_a_task_has_an_id_or_a_key(mesh: Mesh) -> None:
     with pytest.raises(DefinitionError, match="not both"):
         await mesh.submit(Transfer(amount=5), task_id="a", idempotency_key="b")
+
+
+async def test_an_owner_that_was_frozen_past_its_time_does_not_replace_the_outcome(mesh: Mesh) -> None:
+    keys = Keys(mesh.transport, mesh.subjects, "ask")
+    frozen, thawed = asyncio.Event(), asyncio.Event()
+
+    async def freezes() -> bytes:
+        frozen.set()
+        await thawed.wait()
+        return b'"late"'
+
+    async def works() -> bytes:
+        return b'"in time"'
+
+    def request() -> codec.Envelope:
+        content = msgspec.Raw(b"{}")
+        return codec.Envelope(new_id(), "Pay", content=content, key="k", deadline=now() + timedelta(seconds=0.1))
+
+    owner = asyncio.create_task(keyed.handle(keys, "teller", request(), freezes))
+    await frozen.wait()
+
+    async def take_over() -> bytes:
+        with contextlib.suppress(KeyInUseError):
+            return await keyed.handle(keys, "teller", request(), works)
+        return b""
+
+    assert await eventually(take_over, 5.0, what="the claim is taken over") == b'"in time"'
+    thawed.set()
+    with pytest.raises(KeyInUseError):
+        await owner
+    assert await keyed.handle(keys, "teller", request(), freezes) == b'"in time"'

@@ -22,6 +22,7 @@ from agentmesh.errors import (
     ToolTimeoutError,
 )
 from agentmesh.ids import new_id
+from agentmesh.tasks import fence
 from agentmesh.tasks.fence import AttemptBody
 from agentmesh.tools.executor import ToolExecutor
 from tests.harness import eventually
@@ -156,6 +157,43 @@ async def test_l10_of_a_killed_executor_it_is_said_what_is_known_and_nothing_is_
             await mesh.tools.call(slow_post, path=str(book), seconds=60.0, key="k", timeout=20.0)
     assert time.monotonic() - began < 6.0
     assert effects(book) == 1
+
+
+@pytest.mark.usefixtures("executors")
+async def test_the_step_of_a_workflow_is_not_decided_by_an_attempt_that_was_replaced(
+    mesh: Mesh, spawn: Spawn, book: Path
+) -> None:
+    class Flow(Agent):
+        concurrency = 2
+
+        async def pay(self, ctx: TaskContext) -> str:
+            if not replaced.is_set():
+                await ctx.fence()
+                successor = AttemptBody(ctx.task_id, 1_000, new_id())
+                await fence.take(mesh.transport, mesh.subjects, successor)
+                replaced.set()
+            return await self.tools.call(post, path=str(book), key=ctx.key("pay"))
+
+        @handler
+        async def order(self, task: Order, ctx: TaskContext) -> str:
+            try:
+                return await ctx.step("pay", self.pay, ctx)
+            except AttemptReplacedError:
+                ended.set()
+                raise
+
+    replaced, ended = asyncio.Event(), asyncio.Event()
+    flow = await spawn(Flow)
+
+    job = await flow.submit(Order(path=str(book), how=""))
+
+    async with asyncio.timeout(5):
+        await ended.wait()
+    step = await mesh.tasks.steps(job.id)
+    assert [one.state for one in step if one.name == "pay"] != ["failed"]
+    assert not job.is_decided
+    assert effects(book) == 0
+    await job.cancel()
 
 
 @pytest.mark.usefixtures("executors")

@@ -37,6 +37,8 @@ GARBAGE = {
     "wrong parameters": (task(parameters={"n": "many"}), "n: "),
     "parameters that are no object": (task(parameters=[1]), "Double"),
     "no parameters": (task(parameters=None), "n: "),
+    "a parent that is no token": (task(parent_id="a.>"), "task id"),
+    "a budget that is none": (task(budget=[{"steps": "many"}]), "budget"),
     "a deadline that is no time": (task(deadline="tomorrow"), "deadline"),
 }
 

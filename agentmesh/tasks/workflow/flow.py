@@ -15,8 +15,11 @@ import msgspec
 from agentmesh import codec
 from agentmesh.errors import (
     AgentMeshError,
+    AttemptReplacedError,
     BatchFailedError,
     BrokerError,
+    BudgetExceededError,
+    CallDepthError,
     DefinitionError,
     DuplicateStepError,
     InvalidMessageError,
@@ -203,7 +206,9 @@ class Workflow:
                 if strand is None or strand.cancelling():
                     raise
                 problem: BaseException = error  # something inside was cancelled, and not we
-            except Reject as error:
+            except AttemptReplacedError:
+                raise  # this attempt is over, and says nothing about the step: the one that replaced it does
+            except (Reject, BudgetExceededError, CallDepthError) as error:
                 problem, last = error, True
             except Retry as error:
                 problem, delay = error, delay if error.delay is None else error.delay
