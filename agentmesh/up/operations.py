@@ -5,7 +5,7 @@
 | `ping`    |                          | `up`: name, id, active, knows, tenant, url, host, pid …        |
 | `ps`      |                          | `up`, `processes`, `wanted` (replicas per agent), `agents`, `nodes`, `groups` |
 | `nodes`   |                          | `nodes`: state, host, pid, seen_at, names of agents …          |
-| `scale`   | `agent`, `replicas`      | `problem`, `elsewhere` (replicas on nodes of others)           |
+| `scale`   | `agent`, `replicas`      | `problem`; `elsewhere` (replicas on nodes of others), if any   |
 | `restart` | `name` (agent, group, process) | `problem`                                                      |
 | `reload`  |                          | `nodes`, `problem`, `seconds`                                  |
 | `rolling` | `name` (agent; empty: all) | `nodes`, `problem`, `seconds`                                |
@@ -129,7 +129,7 @@ class Operations:
         problem = await self._fleet.scale(name, argument(arguments, "replicas", int))
         infos = await registry.discover(self._transport, self._subjects, name=name, brief=True)
         elsewhere = sum(info.node not in self._fleet.nodes and info.state != "stopped" for info in infos)
-        return {"problem": problem, "elsewhere": elsewhere}
+        return {"problem": problem, "elsewhere": elsewhere} if elsewhere else {"problem": problem}
 
     async def _restart(self, arguments: Arguments) -> Arguments:
         return {"problem": await self._fleet.restart(argument(arguments, "name", str))}
