@@ -117,4 +117,6 @@ async def test_d6_durable_events_arrive_when_their_mailbox_was_deleted(
             await admin.delete_stream(MAILBOX)
         await ref.tell(Note(n=2))
 
-        assert await asyncio.wait_for(seen.get(), SOON) == 2
+        async with asyncio.timeout(SOON):
+            while await seen.get() != 2:
+                pass  # the first one again: its acknowledgement went to the consumer that was deleted
