@@ -72,6 +72,10 @@ class StreamEvent(msgspec.Struct, omit_defaults=True):
         """How many events the writer wrote before; for those that have a writer."""
         return int(self.id.rpartition("-")[2])
 
+    def is_behind(self, other: StreamEvent) -> bool:
+        """Whether it comes later than another event of the same message; all of a message have one writer."""
+        return self.writer == other.writer != "" and self.number > other.number
+
     def value(self) -> Any:
         """The content as plain data."""
         return msgspec.json.decode(self.content)
@@ -319,21 +323,31 @@ class Streams:
         return StreamWriter(self._transport, self._subjects, stream_id)
 
     async def read(
-        self, stream_id: str, start: int = 1, *, until: Callable[[StreamEvent], bool] | None = None, follow: bool = True
+        self,
+        stream_id: str,
+        start: int = 1,
+        *,
+        after: StreamEvent | None = None,
+        until: Callable[[StreamEvent], bool] | None = None,
+        follow: bool = True,
     ) -> AsyncGenerator[StreamEvent, None]:
         """Events of the stream, in order: those that are stored, then live.
 
         Args:
             stream_id: Which stream. One that does not exist is an empty one.
             start: Sequence to start at; `event.sequence + 1` goes on behind an event's message.
+            after: Instead of `start`: go on right behind this event, also when others share its message.
             until: The event that ends the reading; it is yielded, too. None reads until you stop.
             follow: False ends with what is stored now.
         """
-        reader = StreamReader(self._transport, self._subjects, stream_id, start=start)
+        first = start if after is None else after.sequence
+        reader = StreamReader(self._transport, self._subjects, stream_id, start=first)
         if not follow:
             reader.finish()
         async with aclosing(reader.events()) as events:
             async for event in events:
+                if after is not None and event.sequence == after.sequence and not event.is_behind(after):
+                    continue
                 yield event
                 if until is not None and until(event):
                     return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sqlite3
 import sys
@@ -42,6 +43,19 @@ class Blocking(Task[int]):
     """Blocks the event loop, as a handler must not."""
 
     seconds: float
+
+
+class Tale(Task[str], max_attempts=8, backoff=0.05):
+    """Tells `words` words, one chunk each, with pauses."""
+
+    words: int
+    pause: float = 0.02
+
+
+class Glutton(Task[None], max_attempts=3, backoff=0.05):
+    """Wants more memory than it may have."""
+
+    megabytes: int = 4096
 
 
 class Ledger:
@@ -103,6 +117,13 @@ async def main(url: str, tenant: str, path: str, slots: str = "4", ack_wait: str
                 time.sleep(seconds)  # noqa: ASYNC251  (this is the fault)
                 ledger.effect(ctx.key("effect"))
                 return 0
+            case Tale(words=words, pause=pause):
+                for number in range(words):
+                    await ctx.chunk(f"{ctx.attempt}.{number} ")
+                    await asyncio.sleep(pause)
+                return f"told by attempt {ctx.attempt}"
+            case Glutton(megabytes=megabytes):
+                bytearray(megabytes * 1024 * 1024)
             case Work(n=n, seconds=seconds, die_after_effect=fatal):
                 await asyncio.sleep(seconds)
                 ledger.effect(ctx.key("effect"))
@@ -119,11 +140,13 @@ async def main(url: str, tenant: str, path: str, slots: str = "4", ack_wait: str
                 return False
 
             transport.ack = ack  # type: ignore[method-assign]
+        if fault == "little memory":
+            resource.setrlimit(resource.RLIMIT_AS, (3 * 1024**3, 3 * 1024**3))
         worker = TaskWorker(
             transport,
             Subjects(tenant),
             AGENT,
-            types={kind.__name__: kind for kind in (Work, Poison, Blocking)},
+            types={kind.__name__: kind for kind in (Work, Poison, Blocking, Tale, Glutton)},
             run=run,
             slots=int(slots),
             node=f"pid-{os.getpid()}",
