@@ -40,7 +40,7 @@ from agentmesh.presence import NodeInfo, node_monitor
 from agentmesh.refs import AgentRef
 from agentmesh.registry import AgentInfo
 from agentmesh.streaming import WINDOW, StreamReader
-from agentmesh.subjects import Subjects
+from agentmesh.subjects import Subjects, token
 from agentmesh.tasks import Batch, Job, Schedule, Schedules, TaskClient
 from agentmesh.tasks.keys import Keys, checked
 from agentmesh.tasks.spending import charge
@@ -118,7 +118,9 @@ class Client:
         return AgentRef(self, agent)
 
     # ------------------------------------------------------------ events
-    async def tell(self, agent: str, event: Event, *, timeout: float | None = None) -> None:
+    async def tell(
+        self, agent: str, event: Event, *, timeout: float | None = None, message_id: str | None = None
+    ) -> None:
         """Send an event.
 
         Without `timeout` this returns when the event is on its way: at most once. If the mailbox refuses it, or
@@ -128,16 +130,20 @@ class Client:
             agent: Who gets it.
             event: What.
             timeout: Wait up to this many seconds until the mailbox has taken it.
+            message_id: An id of your own for a durable event: told again with it within 10 minutes, it is stored once.
 
         Raises:
             MailboxFullError: The mailbox refused it (with `timeout`, or durable).
             NoSuchAgentError: Nobody listens (with `timeout`).
             DeadlineExceededError: No confirmation in time (with `timeout`); it may have been taken.
+            PublishTimeoutError: Unknown (durable): tell it again with the same `message_id`.
         """
         if not isinstance(event, Event):
             raise DefinitionError(type(event).__name__, "tell takes an Event; ask a Request, submit a Task")
         if event.durable:
-            await self._tell_durable(agent, event, timeout)
+            await self._tell_durable(agent, event, timeout, message_id)
+        elif message_id is not None:
+            raise DefinitionError(type(event).__name__, "only a durable event is stored once; leave the message_id out")
         elif timeout is None:
             envelope = self._envelope(agent, event)
             if envelope.budget:
@@ -148,18 +154,24 @@ class Client:
             envelope.confirm = True
             await self._request(agent, envelope, timeout)
 
-    async def _tell_durable(self, agent: str, event: Event, timeout: float | None) -> None:
+    async def _tell_durable(self, agent: str, event: Event, timeout: float | None, message_id: str | None) -> None:
         await self.tasks.ensure()
         envelope = self._envelope(agent, event)
+        if message_id is not None:
+            envelope.message_id = token("message id", message_id)
         if envelope.budget:
             await charge(self.transport, self.subjects, envelope.budget)
         subject = self.subjects.durable_mailbox(agent)
         try:
+            # The window of duplicates is the stream's, which all agents of all tenants share.
             await self.transport.publish_durable(
-                subject, codec.encode(envelope), msg_id=envelope.message_id, timeout=timeout or ASK_TIMEOUT
+                subject,
+                codec.encode(envelope),
+                msg_id=f"{self.subjects.tenant}.{agent}.{envelope.message_id}",
+                timeout=timeout or ASK_TIMEOUT,
             )
         except StreamFullError as error:
-            raise MailboxFullError(agent, self.tasks.durable_mailbox_size) from error
+            raise MailboxFullError(agent, await self.tasks.mailbox_limit()) from error
 
     async def publish(self, topic: str, event: Event) -> None:
         """Publish an event to whoever listens to `topic`: at most once, each agent gets it once."""

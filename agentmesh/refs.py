@@ -27,9 +27,9 @@ class AgentRef:
     def __repr__(self) -> str:
         return f"AgentRef({self.name!r})"
 
-    async def tell(self, event: Event, *, timeout: float | None = None) -> None:
+    async def tell(self, event: Event, *, timeout: float | None = None, message_id: str | None = None) -> None:
         """See `Client.tell`."""
-        await self._client.tell(self.name, event, timeout=timeout)
+        await self._client.tell(self.name, event, timeout=timeout, message_id=message_id)
 
     async def ask(
         self,

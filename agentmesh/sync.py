@@ -187,8 +187,8 @@ class SyncMesh:
     def __repr__(self) -> str:
         return f"Sync{self._mesh!r}"
 
-    def tell(self, agent: str, event: Event, *, timeout: float | None = None) -> None:
-        self._thread.run(self._mesh.tell(agent, event, timeout=timeout))
+    def tell(self, agent: str, event: Event, *, timeout: float | None = None, message_id: str | None = None) -> None:
+        self._thread.run(self._mesh.tell(agent, event, timeout=timeout, message_id=message_id))
 
     def ask(
         self,

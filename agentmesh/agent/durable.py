@@ -44,6 +44,8 @@ class DurableMailbox:
         self._loop: asyncio.Task[None] | None = None
         self._pull: PullConsumer | None = None
         self._stopping = False
+        self._period = ACK_WAIT / 3
+        """Seconds between signs of life for the event at hand."""
         self._may_go_on = asyncio.Event()
         self._may_go_on.set()
 
@@ -64,6 +66,9 @@ class DurableMailbox:
         await self._cell.client.tasks.ensure()
         spec = mailbox_consumer(self._subjects, self._cell.name)
         await self._transport.ensure_consumer(spec)
+        info = await self._transport.consumer_info(MAILBOX, spec.name)
+        if info is not None:  # one that was there already is used as it is
+            self._period = min(ACK_WAIT, info.config["ack_wait"] / 1e9) / 3
         self._pull = self._transport.pull(MAILBOX, spec.name)
         await self._pull.start()
         self._loop = asyncio.get_running_loop().create_task(self._run(self._pull), name=f"durable {self._cell.name}")
@@ -104,7 +109,7 @@ class DurableMailbox:
             return
         work = asyncio.get_running_loop().create_task(self._handle(delivery), name=f"event {self._cell.name}")
         try:
-            while not (await asyncio.wait([work], timeout=ACK_WAIT / 3))[0]:
+            while not (await asyncio.wait([work], timeout=self._period))[0]:
                 await self._transport.in_progress(delivery)
         finally:
             work.cancel()

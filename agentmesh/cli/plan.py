@@ -50,6 +50,7 @@ def make_plan(settings: Settings, targets: Sequence[str] = (), *, only: Iterable
         broker=_broker(settings),
         limits=tuple(limit.limit() for limit in settings.limits.tenant),
         queue_limit=settings.tasks.queue_limit,
+        mailbox_limit=settings.events.mailbox_limit,
         agents=tuple(agents),
         groups=tuple(group for group in groups if group.agents),
         nodes=settings.node.count or default_nodes(),

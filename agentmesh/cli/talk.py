@@ -8,6 +8,7 @@ import typer
 
 from agentmesh.cli import typed
 from agentmesh.cli.base import Commands, Session
+from agentmesh.errors import UsageError
 
 if TYPE_CHECKING:
     from agentmesh.messages import Event
@@ -97,6 +98,9 @@ def tell(
     durable: Annotated[
         bool, typer.Option("--durable", help="Keep it until the agent has handled it, for events declared durable.")
     ] = False,
+    id: Annotated[
+        str | None, typer.Option("--id", help="An id of yours for a durable event: told again, it is stored once.")
+    ] = None,
 ) -> None:
     """Tell an agent something; nobody answers.
 
@@ -105,12 +109,16 @@ def tell(
     """
     kind, content = typed.content(text, type, data, "Text")
     session.check("agent", agent)
-    session.run(_tell(session, agent, typed.message(_event(), kind, content, durable=durable)))
+    if id is not None:
+        session.check("message id", id)
+        if not durable:
+            raise UsageError("--id is for durable events: add --durable")
+    session.run(_tell(session, agent, typed.message(_event(), kind, content, durable=durable), id))
 
 
-async def _tell(session: Session, agent: str, message: Event) -> None:
+async def _tell(session: Session, agent: str, message: Event, message_id: str | None) -> None:
     async with session.connect() as mesh:
-        await mesh.tell(agent, message, timeout=session.timeout())
+        await mesh.tell(agent, message, timeout=session.timeout(), message_id=message_id)
     if session.out.json:
         session.out.document({"agent": agent, "taken": True})
     else:

@@ -216,6 +216,14 @@ class TaskSettings(Table):
     it starts. Unset: as it is, 10000 at first."""
 
 
+class EventSettings(Table):
+    """Durable events: `[events]`."""
+
+    mailbox_limit: int | None = Field(default=None, ge=1)
+    """Durable events that may wait per agent, for every tenant of this broker account: `agentmesh up` sets it when it
+    starts. Unset: as it is, 1000 at first."""
+
+
 class GroupSettings(Table):
     """Agents that are supervised together, in whatever processes they run: `[groups.NAME]`."""
 
@@ -316,6 +324,7 @@ class Settings(Table):
     defaults: DefaultSettings = DefaultSettings()
     agents: dict[str, AgentSettings] = {}
     tasks: TaskSettings = TaskSettings()
+    events: EventSettings = EventSettings()
     limits: LimitsSettings = LimitsSettings()
     groups: dict[str, GroupSettings] = {}
     tools: ToolSettings = ToolSettings()

@@ -18,7 +18,7 @@ from agentmesh.tasks import history, keys, slot
 from agentmesh.tasks.batch import Batch
 from agentmesh.tasks.dead import DeadLetters
 from agentmesh.tasks.job import Job
-from agentmesh.tasks.layout import MAILBOX_LIMIT, MAX_BODY, ensure_streams
+from agentmesh.tasks.layout import MAILBOX, MAILBOX_LIMIT, MAX_BODY, ensure_streams
 from agentmesh.tasks.lineage import prompt
 from agentmesh.tasks.pressure import Patience, Pressure
 from agentmesh.tasks.schedules import Schedule, Schedules, delayed, headers
@@ -49,8 +49,6 @@ class TaskClient:
         transport: The connection.
         subjects: The tenant's subjects.
     """
-
-    durable_mailbox_size = MAILBOX_LIMIT
 
     def __init__(self, transport: Transport, subjects: Subjects) -> None:
         self.transport = transport
@@ -296,6 +294,11 @@ class TaskClient:
         """The failed attempts of a task so far, as far as their workers lived to tell."""
         await self.ensure()
         return (await history.read(self.transport, self.subjects, token("task id", task_id))).failures
+
+    async def mailbox_limit(self) -> int:
+        """How many durable events may wait per agent."""
+        info = await self.transport.stream_info(MAILBOX)
+        return MAILBOX_LIMIT if info is None else int(info.config["max_msgs_per_subject"])
 
     # ------------------------------------------------------------ dead letters
 

@@ -99,6 +99,7 @@ SPECS = (
         max_msg_size=MAX_BODY,
         duplicate_window=600.0,
         max_consumers=10_000,
+        settable=("max_msgs_per_subject",),
         description="agentmesh: durable mailboxes",
     ),
 )
@@ -188,13 +189,16 @@ _ensured: WeakSet[Transport] = WeakSet()
 _ensured_one: WeakKeyDictionary[Transport, set[str]] = WeakKeyDictionary()
 
 
-async def ensure_streams(transport: Transport, queue_limit: int | None = None) -> None:
+async def ensure_streams(
+    transport: Transport, queue_limit: int | None = None, mailbox_limit: int | None = None
+) -> None:
     """Make the streams that are missing and check the others; once per connection.
 
     Args:
         transport: The connection.
         queue_limit: Tasks that may wait per agent and priority, from now on and for everybody: the stream is shared
             by all tenants of the account. None leaves that as it is, or `QUEUE_LIMIT` in a stream that is made.
+        mailbox_limit: The same for durable events that may wait per agent; at first `MAILBOX_LIMIT`.
     """
     if transport not in _ensured:
         for spec in SPECS:
@@ -202,6 +206,8 @@ async def ensure_streams(transport: Transport, queue_limit: int | None = None) -
         _ensured.add(transport)
     if queue_limit is not None:
         await transport.edit_stream(TASKS, max_msgs_per_subject=queue_limit)
+    if mailbox_limit is not None:
+        await transport.edit_stream(MAILBOX, max_msgs_per_subject=mailbox_limit)
 
 
 async def ensure(transport: Transport, spec: StreamSpec) -> None:

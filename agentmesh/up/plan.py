@@ -161,6 +161,8 @@ class UpPlan:
     """Bounds on all tasks of the tenant."""
     queue_limit: int | None = None
     """Tasks that may wait per agent and priority; None: as the broker has it."""
+    mailbox_limit: int | None = None
+    """Durable events that may wait per agent; None: as the broker has it."""
     groups: tuple[GroupPlan, ...] = ()
     nodes: int = field(default_factory=default_nodes)
     """Processes that agents share."""

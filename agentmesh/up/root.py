@@ -134,8 +134,8 @@ class Up:
         self.transport = await Transport.connect(self.plan.transport(url, "up"))
         self.url = self.transport.url
         self._tell_broker()
-        if self.plan.queue_limit is not None:
-            await ensure_streams(self.transport, self.plan.queue_limit)
+        if self.plan.queue_limit is not None or self.plan.mailbox_limit is not None:
+            await ensure_streams(self.transport, self.plan.queue_limit, self.plan.mailbox_limit)
         suffix = self._suffix()
         self.fleet = Fleet(self.plan, self.transport, url, suffix=suffix, emit=self._emit, on_line=self.book.add)
         sources = await asyncio.to_thread(stamps, watched(self.plan))  # before anything of them is imported

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 from agentmesh import Agent, AgentRef, Event, Mesh, Prompt, Request, Text, handler
+from agentmesh.tasks.layout import MAILBOX
 from agentmesh.testing import Probe
 from tests.cli.conftest import Cli, ended, start
 
@@ -176,6 +177,17 @@ async def test_tell_delivers_an_event_of_any_type(cli: Cli, spawn: Spawn, probe:
 
     assert (ran.code, ran.out) == (0, "")
     assert (await watcher.expect(Entry)).who == "Ada"
+
+
+async def test_a_durable_event_told_twice_with_an_id_is_stored_once(cli: Cli, mesh: Mesh) -> None:
+    for _ in range(2):
+        ran = await cli("tell", "away", "hi", "--durable", "--id", "h-1")
+        assert ran.code == 0, ran.err
+    refused = await cli("tell", "away", "hi", "--id", "h-1")
+
+    stored = await mesh.transport.subjects_of(MAILBOX, mesh.subjects.durable_mailbox("away"))
+    assert list(stored.values()) == [1]
+    assert (refused.code, "--durable" in refused.err) == (2, True)
 
 
 async def test_tell_nobody_ends_with_4(cli: Cli) -> None:

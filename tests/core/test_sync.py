@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from agentmesh import Agent, Budget, Mesh, Prompt, Request, SyncMesh, budget, handler
+from agentmesh import Agent, Budget, Event, Mesh, Prompt, Request, SyncMesh, Task, TaskContext, budget, handler
 from agentmesh.broker import EmbeddedBroker
 from agentmesh.errors import BudgetExceededError, NoSuchAgentError
 from agentmesh.ids import new_id
@@ -18,7 +18,17 @@ from agentmesh.mesh import ConnectOptions
 class Where(Request[str]): ...
 
 
+class Patient(Task[str]): ...
+
+
+class Kept(Event, durable=True): ...
+
+
 class Echo(Agent):
+    @handler
+    async def wait(self, task: Patient, ctx: TaskContext) -> str:
+        return await ctx.signal("go", str)
+
     @handler
     async def asked(self, request: Prompt) -> AsyncIterator[str]:
         for word in request.text.split():
@@ -47,6 +57,17 @@ def test_leaving_a_stream_early_closes_it(nats_server: EmbeddedBroker) -> None:
         chunks = mesh.stream("echo", Prompt(text="a b c"))
         assert next(iter(chunks)) == "a"
         assert mesh.ask("echo", Prompt(text="x y")) == "xy"
+
+
+def test_a_workflow_is_signalled_and_looked_at_by_plain_code(nats_server: EmbeddedBroker) -> None:
+    with SyncMesh(ConnectOptions(url=nats_server.url, tenant=f"sync-{new_id()}")) as mesh:
+        mesh.spawn(Echo)
+        job = mesh.submit(Patient(), to="echo")
+        assert job.signal("go", "on")
+        assert not job.signal("go", "again")
+        assert job.result(10) == "on"
+        assert [step.name for step in job.steps()] in ([], ["go"])  # it need not have waited
+        mesh.tell("nobody", Kept(), message_id="once")
 
 
 def test_keys_and_budgets_hold_for_plain_code_too(nats_server: EmbeddedBroker) -> None:
