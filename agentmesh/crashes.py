@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from agentmesh.agent.cell import AgentCell, Crash
 from agentmesh.agent.letter import Letter
 from agentmesh.client import Client
 from agentmesh.errors import BrokerError
+from agentmesh.flight import SLOT_SIZE, FlightRecorder
 from agentmesh.ids import now
 from agentmesh.orders import Orders, Quarantine, StandingOrders, digest, until
 from agentmesh.tasks import keep_event
@@ -73,6 +74,49 @@ def _redacted(content: bytes, fields: frozenset[str]) -> str:
 
 def _clean(text: str) -> str:
     return _LOGIN.sub(r"\1***@", text)
+
+
+def recorded(cell: AgentCell, recorder: FlightRecorder) -> Callable[[Letter | None, Awaitable[Any]], Awaitable[Any]]:
+    """Has what an agent handles written down while it is being handled."""
+
+    async def handle(letter: Letter | None, handling: Awaitable[Any]) -> Any:
+        slot = recorder.begin(_noted(cell, letter))
+        try:
+            return await handling
+        finally:
+            recorder.end(slot)
+
+    return handle
+
+
+def _noted(cell: AgentCell, letter: Letter | None) -> dict[str, Any]:
+    if letter is None:  # counted by its attempts
+        return {"agent": cell.name, "type": "a task or a durable event", "id": "", "sender": "", "body": ""}
+    message = report_message(letter)
+    message["body"] = message["body"][: SLOT_SIZE // 4]
+    poison = digest(cell.name, letter.envelope.message_type, bytes(letter.envelope.content))
+    return {**message, "agent": cell.name, "digest": poison, "after": cell.quarantine_after}
+
+
+async def suspect(client: Client, message: Mapping[str, Any]) -> None:
+    """The only message that a process was handling when it died: refused from its third time on.
+
+    Raises:
+        BrokerError: It could not be counted.
+    """
+    if not message.get("after"):
+        return  # a task or a stored event, or never to be quarantined
+    orders = Orders(client.transport, client.subjects)
+    count = await orders.strike(message["digest"])
+    if count < message["after"]:
+        return
+    reason = f"the process that handled it died, {count} times"
+    order = Quarantine(
+        message["digest"], message["agent"], message["type"], now(), until(), count, reason, message["sender"]
+    )
+    await orders.quarantine(order)
+    document = {"agent": order.agent, "reason": reason, "quarantine": order, "message": message}
+    await happenings.record(client.transport, client.subjects, QUARANTINE, order.agent, document)
 
 
 class Crashes:

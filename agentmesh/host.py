@@ -24,8 +24,9 @@ from agentmesh.agent import Agent, AgentCell, CellOptions
 from agentmesh.agent.barrier import Barrier
 from agentmesh.agent.durable import DurableMailbox
 from agentmesh.client import CANCEL, Client
-from agentmesh.crashes import Crashes
+from agentmesh.crashes import Crashes, recorded
 from agentmesh.errors import AgentMeshError, AgentStoppedError, ConfigError, Finish
+from agentmesh.flight import FlightRecorder
 from agentmesh.limits import Limit
 from agentmesh.orders import StandingOrders
 from agentmesh.presence import Heart
@@ -67,6 +68,8 @@ class Hosted:
         self._durable: DurableMailbox | None = None
         self._registered: Service | None = None
         self._stopped = False
+        if host.recorder is not None:
+            cell.record = recorded(cell, host.recorder)
         cell.on_crash = lambda crash: host.crashes.crashed(cell, crash)
         self.obey()
 
@@ -237,6 +240,8 @@ class Host:
         self.on_escalation: Callable[[str, BaseException], None] | None = None
         self.limits = limits
         """Of all tasks of the tenant."""
+        self.recorder: FlightRecorder | None = None
+        """Set before agents come, in a process whose predecessor died."""
         self.on_exit: Callable[[str, Exit], None] = lambda name, exit: None
         """Called with the name of an agent here whose life has ended by itself."""
         self._policy = policy or RestartPolicy()

@@ -26,6 +26,7 @@ from agentmesh import host
 from agentmesh.agent import Agent, AgentCell, CellOptions, cell
 from agentmesh.client import Client
 from agentmesh.errors import AgentMeshError, InvalidMessageError, NoSuchAgentError
+from agentmesh.flight import FlightRecorder
 from agentmesh.host import Host, load
 from agentmesh.limits import Limit
 from agentmesh.mailbox import Overflow
@@ -95,6 +96,8 @@ class NodeSpec(msgspec.Struct, omit_defaults=True):
     grace: float = 10.0
     watched: list[str] = []
     """Folders whose imported modules are told to the supervisor, which replaces the node when they change."""
+    flight: str = ""
+    """File in which to write down what is being handled; empty: nothing is."""
     log_format: LogFormat = "text"
     log_level: str = "INFO"
 
@@ -110,6 +113,8 @@ class Node:
         self._host = Host(Client(transport, subjects, spec.name), spec.name, policy=self._policy, limits=spec.limits)
         self._host.on_escalation = self._gave_up
         self._host.on_exit = self._on_exit
+        if spec.flight:
+            self._host.recorder = FlightRecorder(Path(spec.flight))
         self._agents = {agent.name: agent for agent in spec.agents}
         self._cells: dict[tuple[str, int], AgentCell] = {}
         self._problems: dict[str, str] = {}

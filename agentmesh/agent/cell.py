@@ -65,6 +65,10 @@ GONE_LIMIT = 10_000
 """Requests given up by their askers that are remembered while messages wait."""
 
 
+Failure = tuple[BaseException, Message] | None
+"""What an event handler raised, and the event."""
+
+
 @dataclass(frozen=True)
 class Crash:
     """Why a life ended, or could not begin."""
@@ -114,6 +118,8 @@ class AgentCell:
         """Set when this life has ended, or the next one could not begin; another one after each restart."""
         self.on_crash: Callable[[Crash], None] = lambda crash: None
         """Called when a life has failed, or the next one could not begin; must not block."""
+        self.record: Callable[[Letter | None, Awaitable[Any]], Awaitable[Any]] | None = None
+        """Awaits the handling of a letter (None: of a task or a stored event), and writes down that it goes on."""
         self.barrier: Barrier | None = None
         """What is refused at present besides what does not fit; None: nothing."""
         self._factory = factory
@@ -391,8 +397,11 @@ class AgentCell:
                 if (letter.envelope.deadline is None and not self._gone) or not self._is_in_vain(letter):
                     if self.barrier is not None and (why := self.barrier.poison(letter)) is not None:
                         self._refuse(letter, why)  # it came before its kind was quarantined
-                    elif (failure := await self._handling.process(letter, life.instance, worker)) is not None:
-                        self._fail(life, *failure, letter)
+                    else:
+                        handling = self._handling.process(letter, life.instance, worker)
+                        failure: Failure = await (handling if self.record is None else self.record(letter, handling))
+                        if failure is not None:
+                            self._fail(life, failure[0], failure[1], letter)
                 life.workers[worker] = None
             if self._gone and not len(self.mailbox):
                 self._gone.clear()
@@ -446,7 +455,8 @@ class AgentCell:
         if seat is not None:
             seat.bind(partial(self._release, life), partial(self._come_back, life, guest))
         try:
-            result = await call(life.instance)
+            handling = call(life.instance)
+            result = await (handling if self.record is None else self.record(None, handling))
         except asyncio.CancelledError:
             if not life.guests[guest]:
                 raise

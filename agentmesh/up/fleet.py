@@ -9,17 +9,27 @@ import socket
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from agentmesh import happenings
-from agentmesh.crashes import CRASH, GAVE_UP
-from agentmesh.errors import AgentMeshError, BrokerError, ConfigError, NoSuchAgentError, SupervisionError
+from agentmesh.client import Client
+from agentmesh.crashes import CRASH, GAVE_UP, LONGEST_TRACEBACK, suspect
+from agentmesh.errors import (
+    AgentMeshError,
+    BrokerError,
+    ConfigError,
+    NoRespondersError,
+    NoSuchAgentError,
+    SupervisionError,
+)
+from agentmesh.flight import read_flight
 from agentmesh.presence import report_death
 from agentmesh.registry import PRESENCE, AgentInfo, near_misses
 from agentmesh.subjects import Subjects
-from agentmesh.supervisor import ChildSpec, Exit, ProcessChild, RestartPolicy, Supervisor, SupervisorEvent
+from agentmesh.supervisor import ChildSpec, Exit, Launch, ProcessChild, RestartPolicy, Supervisor, SupervisorEvent
 from agentmesh.supervisor.control import call
 from agentmesh.supervisor.process import Fields
 from agentmesh.transport import Message, Subscription, Transport
@@ -29,6 +39,9 @@ from agentmesh.up.keeper import MemoryKeeper
 from agentmesh.up.members import Kind, Launches, Member
 from agentmesh.up.placement import NodePlan, copied, node_agent, own_node, place
 from agentmesh.up.plan import AgentPlan, UpPlan
+
+SUSPICION = 600.0
+"""Seconds after the death of a process in which its successors write down what they handle."""
 
 BETWEEN = ("starting", "restarting")
 """States of processes that will be up again."""
@@ -95,6 +108,8 @@ class Fleet:
         self._memory: MemoryKeeper | None = None
         self._telling: set[asyncio.Task[None]] = set()
         self._tree = Supervisor("fleet")
+        self._died: dict[str, float] = {}
+        """When processes last ended by themselves, by the clock of the event loop."""
         self._news = asyncio.Event()
         """Set when something has happened to a process."""
         self.groups = Groups(plan, self, emit, self._record)
@@ -194,7 +209,16 @@ class Fleet:
     def _node(self, node: NodePlan) -> Member:
         self.nodes[node.name] = node
         policy = RestartPolicy(max_restarts=0) if self._is_of_group(node) else None
-        return self._member("node", node.name, lambda: self._launches.node(self.nodes[node.name]), policy)
+        return self._member("node", node.name, lambda: self._launch_node(node.name), policy)
+
+    def _launch_node(self, name: str) -> Launch:
+        """One that died not long ago writes down what it handles, so that the next death can be explained."""
+        died = self._died.get(name, -math.inf)
+        suspicious = asyncio.get_running_loop().time() - died < SUSPICION
+        return self._launches.node(self.nodes[name], str(self._flight(name)) if suspicious else "")
+
+    def _flight(self, name: str) -> Path:
+        return self.plan.folder / "flight" / name
 
     def _is_of_group(self, node: NodePlan) -> bool:
         """Whether it is a process of its own for an agent of a group, which decides whether it comes back."""
@@ -285,6 +309,8 @@ class Fleet:
         try:
             await asyncio.wait({asking, ending}, return_when=asyncio.FIRST_COMPLETED)
             return asking.result() if asking.done() else {}
+        except NoRespondersError:  # it has just died, and that is not known yet
+            return {}
         finally:
             asking.cancel()
             ending.cancel()
@@ -507,8 +533,12 @@ class Fleet:
                 await report_death(self._transport, self._subjects, node, pid, reason)
 
     def _record_end(self, member: Member, event: SupervisorEvent) -> None:
-        """A process of ours has ended by itself; what it last printed is in its logs."""
+        """A process of ours has ended by itself."""
         node = self.nodes.get(member.name)
+        self._died[member.name] = asyncio.get_running_loop().time()
+        handled = read_flight(self._flight(member.name))
+        if len(handled) == 1:
+            self._beside(self._suspect(handled[0]))
         document = {
             "process": member.name,
             "service": member.kind,
@@ -518,8 +548,15 @@ class Fleet:
             "reason": _how(event.detail, member.name),
             "agents": {entry.name: entry.replicas for entry in node.agents} if node is not None else {},
             "restarts": event.restarts,
+            "last_words": event.detail.partition("\n")[2][-LONGEST_TRACEBACK:],
+            "message": handled[0] if len(handled) == 1 else None,
+            "messages": len(handled),
         }
         self._record(CRASH, member.name, document)
+
+    async def _suspect(self, message: Mapping[str, Any]) -> None:
+        with contextlib.suppress(BrokerError):  # counted at its next death
+            await suspect(Client(self._transport, self._subjects, "up"), message)
 
     def _record(self, kind: str, name: str, document: Mapping[str, Any]) -> None:
         if self._transport.is_connected:

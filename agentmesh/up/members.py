@@ -186,8 +186,8 @@ class Launches:
         arguments = [*self._service_arguments(), "--tenant", self._plan.tenant, *settings, *tools.targets]
         return self._service(name, "agentmesh.tools", arguments, ready_text="tools ready")
 
-    def node(self, node: NodePlan) -> Launch:
-        """A node."""
+    def node(self, node: NodePlan, flight: str = "") -> Launch:
+        """A node; `flight` is the file in which it writes down what it handles, empty: none."""
         plan = self._plan
         transport = asdict(plan.transport(self._url, node.name))
         transport["connect_timeout"] = CONNECT_TIMEOUT
@@ -201,6 +201,7 @@ class Launches:
             policy=plan.policy.model_dump(),
             grace=plan.grace,
             watched=[str(folder) for folder in watched(plan)],
+            flight=flight,
             log_format=plan.log_format,
             log_level=plan.log_level,
         )

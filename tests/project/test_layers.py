@@ -20,7 +20,7 @@ CORE = [
     {"registry", "presence", "streaming", "streams", "memory", "tooling", "keyed", "tasks"},
     {"lease", "happenings", "orders", "deathwatch", "refs", "client", "brokercheck"},
     {"agent"},
-    {"supervisor", "crashes", "host", "local", "sync", "mesh", "node"},
+    {"supervisor", "crashes", "flight", "host", "local", "sync", "mesh", "node"},
     {"up", "testing"},
     {"chaos"},
     {"cli"},

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from agentmesh.errors import AgentPausedError
+from agentmesh.errors import AgentPausedError, QuarantinedError
 from agentmesh.happenings import recent
 from agentmesh.messages import Event
+from agentmesh.orders import Orders
 from agentmesh.supervisor import RestartPolicy
 from agentmesh.tasks.dead import DeadLetters
 from agentmesh.tasks.layout import ensure_streams, mailbox_consumer
-from agentmesh.up import AgentPlan
+from agentmesh.up import AgentPlan, Restarted
 from tests.harness import eventually
 from tests.up.conftest import ADDER, GREETER, StartMesh
+
+CRASH = b'{"message_type":"Crash","message_id":"1","source_agent_id":"mallory","content":{}}'
 
 DEADLY = """
 import os, pathlib, signal
@@ -64,6 +67,29 @@ async def test_c12_a_durable_event_that_kills_its_process_is_buried_and_those_be
     crashes = await recent(client.transport, client.subjects, kind="crash", name="node-1")
     assert [crash.document["reason"] for crash in crashes] == ["SIGKILL"] * 4
     assert crashes[0].document["agents"] == {"reader": [1]}
+
+
+async def test_c14_a_message_that_kills_its_process_is_refused_before_the_process_stays_down(
+    start_mesh: StartMesh,
+) -> None:
+    mesh = await start_mesh(AgentPlan("greeter", "swarm:Greeter"), ADDER)
+    client = await mesh.client()
+    for death in range(1, 5):
+        await client.transport.publish(client.subjects.mailbox("greeter"), CRASH)
+        await mesh.event(Restarted, restarts=death)
+        assert await mesh.raw("greeter", "Hi", name="Ada") == "Hello Ada"
+    orders = Orders(client.transport, client.subjects)
+    (order,) = await eventually(orders.quarantines, 10)
+
+    with pytest.raises(QuarantinedError):
+        await client.ask_raw("greeter", "Crash", {})
+
+    assert (order.agent, order.message_type, order.failures, order.sender) == ("greeter", "Crash", 3, "mallory")
+    crashes = await recent(client.transport, client.subjects, kind="crash", name="node-1")
+    assert [crash.document["message"] and crash.document["message"]["type"] for crash in crashes] == [None] + [
+        "Crash"
+    ] * 3
+    assert not mesh.all(Restarted, restarts=5)
 
 
 async def test_c13_a_pause_outlives_the_process_and_reaches_replicas_that_join_later(start_mesh: StartMesh) -> None:
