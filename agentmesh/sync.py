@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from agentmesh.agent import Agent
     from agentmesh.deathwatch import Watch
     from agentmesh.mesh import ConnectOptions, Mesh
-    from agentmesh.tasks import Job, Schedule, ScheduleInfo, Step
+    from agentmesh.tasks import Job, Schedule, ScheduleInfo, Schedules, Step
     from agentmesh.tasks.use import LimitUse
 
 R = TypeVar("R")
@@ -167,6 +167,29 @@ class SyncSchedule:
         return self._schedule.next_runs(count)
 
 
+class SyncSchedules:
+    """`Schedules` without `await`."""
+
+    def __init__(self, thread: LoopThread, schedules: Schedules) -> None:
+        self._thread = thread
+        self._schedules = schedules
+
+    def ls(self, kind: Literal["all", "repeating", "once"] = "all", limit: int = 1000) -> list[ScheduleInfo]:
+        return self._thread.run(self._schedules.ls(kind, limit))
+
+    def get(self, schedule_id: str) -> SyncSchedule:
+        return SyncSchedule(self._thread, self._thread.run(self._schedules.get(schedule_id)))
+
+    def pause(self, schedule_id: str) -> None:
+        self._thread.run(self._schedules.pause(schedule_id))
+
+    def resume(self, schedule_id: str) -> None:
+        self._thread.run(self._schedules.resume(schedule_id))
+
+    def remove(self, schedule_id: str) -> None:
+        self._thread.run(self._schedules.remove(schedule_id))
+
+
 class SyncMesh:
     """`Mesh` without `await`. Every method is the one of the same name there, and blocks.
 
@@ -266,9 +289,10 @@ class SyncMesh:
         )
         return SyncSchedule(self._thread, self._thread.run(work))
 
-    def schedules(self) -> list[ScheduleInfo]:
-        """See `Schedules.ls`."""
-        return self._thread.run(self._mesh.schedules.ls())
+    @property
+    def schedules(self) -> SyncSchedules:
+        """What is scheduled: list, pause, resume and remove by id."""
+        return SyncSchedules(self._thread, self._mesh.schedules)
 
     def job(self, task_id: str, task_type: type[Task[R]] | None = None) -> SyncJob[R]:
         async def make() -> Job[R]:

@@ -27,6 +27,7 @@ NAMED = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@a
 LONGEST_ID = 44
 """Characters in the id of a repeating schedule: the time of the firing is added to make the ids of its tasks."""
 
+_EVERY = re.compile(r"@every ([1-9][0-9]{0,8})s")
 _CRON_FIELDS = re.compile(r"[0-9A-Za-z*/,?-]+(?: [0-9A-Za-z*/,?-]+)*")
 _TIME_ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+/-]{0,63}")
 
@@ -42,14 +43,20 @@ class When:
 
     @property
     def at(self) -> datetime | None:
-        """The moment, if it is one."""
-        return datetime.fromisoformat(self.pattern.removeprefix("@at ")) if self.pattern.startswith("@at ") else None
+        """The moment, if it is one that can be read."""
+        if not self.pattern.startswith("@at "):
+            return None
+        try:
+            moment = datetime.fromisoformat(self.pattern.removeprefix("@at "))
+        except ValueError:
+            return None
+        return moment if moment.tzinfo is not None else None
 
     @property
     def every(self) -> int | None:
-        """The interval in seconds, if it is one."""
-        text = self.pattern.removeprefix("@every ")
-        return int(text.removesuffix("s")) if text != self.pattern else None
+        """The interval in seconds, if it is one of ours; the broker knows more ways to write it."""
+        found = _EVERY.fullmatch(self.pattern)
+        return int(found[1]) if found is not None else None
 
     @property
     def repeats(self) -> bool:
@@ -64,7 +71,7 @@ class When:
         return {**headers, "Nats-Schedule-Time-Zone": self.time_zone} if self.time_zone else headers
 
     def next_runs(self, count: int, since: datetime) -> list[datetime]:
-        """The next `count` firings, aware, UTC; fewer if there are no more.
+        """The next `count` firings, aware, UTC; fewer if there are no more, or they cannot be told.
 
         For cron they are calculated here, by `cronsim`; in the night in which clocks change the broker may see it
         differently. After an outage of the broker an interval begins anew.
@@ -83,6 +90,8 @@ class When:
             start = (since + timedelta(seconds=0.5)).replace(microsecond=0)
             first = max(1, (now() - start) // timedelta(seconds=every) + 1)
             return [start + timedelta(seconds=every * number) for number in range(first, first + count)]
+        if self.pattern.startswith("@") and self.pattern not in NAMED:
+            return []
         return self._cron_runs(count)
 
     def _cron_runs(self, count: int) -> list[datetime]:
@@ -129,6 +138,16 @@ def once(delay: float | None = None, at: datetime | None = None) -> When:
     if (at - now()).total_seconds() > FARTHEST:
         raise InvalidScheduleError("at", at.isoformat(), "is more than ten years away")
     return _moment(at)
+
+
+def check_deadline(deadline: float | None) -> None:
+    """Whether firings can have such a deadline.
+
+    Raises:
+        InvalidScheduleError: They cannot.
+    """
+    if deadline is not None and not 0 < deadline <= FARTHEST:
+        raise InvalidScheduleError("deadline", f"{deadline:g}", "expected more than 0 seconds, up to ten years")
 
 
 def check_id(schedule_id: str) -> str:

@@ -111,6 +111,10 @@ class Mover:
             await self._transport.nak(delivery, RETRY_DELAY)  # the agent's queue is full: the firing waits
         except AgentMeshError as error:
             log.warning("a due task waits for now: %s", error)
+        except Exception as error:  # the edge: what nobody foresaw must not stop what else is due
+            log.exception("a due task is a dead letter")
+            reason = f"cannot be moved: {type(error).__name__}: {error}"
+            await dead.bury(self._transport, self._subjects, delivery, reason, task_id=wire.peek_id(delivery.data))
 
     async def _store(self, delivery: Delivery, body: ScheduleBody) -> None:
         """Store the task. All fields of the definition but those that say when are kept, also unknown ones."""

@@ -23,9 +23,9 @@ from agentmesh.errors import (
 )
 from agentmesh.ids import new_id
 from agentmesh.tasks import slot
-from agentmesh.tasks.layout import RESULTS, SCHED, SCHEDULES, SPECS, TASKS
+from agentmesh.tasks.layout import RESULTS, SCHEDULES, SPECS, TASKS
 from agentmesh.tasks.ledger import Entry, Ledger
-from agentmesh.tasks.wire import ResultBody, decode_schedule, decode_task
+from agentmesh.tasks.wire import ResultBody, decode_task
 from agentmesh.transport import StoredMessage
 
 if TYPE_CHECKING:
@@ -201,21 +201,18 @@ class Reconciler:
     async def _held(self) -> dict[str, int]:
         """Id and, in the TASKS stream, sequence of all that waits or runs, in the order in which it moves on."""
         held: dict[str, int] = {}
-        for body in await self._tasks.schedules.delayed():
+        for body in [*await self._tasks.schedules.delayed(), *await self._tasks.schedules.due()]:
             held[body.task_id] = 0
-        if await self._tasks.schedules.exists():
-            async for stored in self._stored(SCHED, self._subjects.due()):
-                held[_due_id(stored)] = 0
         queues, door = self._subjects.all_tasks()
         for pattern in (door, queues):
-            async for stored in self._stored(TASKS, pattern):
+            async for stored in self._queued(pattern):
                 held[_task_id(stored)] = stored.sequence
         return held
 
-    async def _stored(self, stream: str, pattern: str) -> AsyncIterator[StoredMessage]:
+    async def _queued(self, pattern: str) -> AsyncIterator[StoredMessage]:
         start, full = 1, True
         while full:
-            page = await self._transport.messages(stream, pattern, start=start, limit=_PAGE)
+            page = await self._transport.messages(TASKS, pattern, start=start, limit=_PAGE)
             full = len(page) == _PAGE
             for stored in page:
                 start = stored.sequence + 1
@@ -273,11 +270,4 @@ def _task_id(stored: StoredMessage) -> str:
     try:
         return decode_task(stored.data).task_id
     except InvalidMessageError:
-        return ""
-
-
-def _due_id(stored: StoredMessage) -> str:
-    try:
-        return decode_schedule(stored.data).task_id
-    except AgentMeshError:
         return ""

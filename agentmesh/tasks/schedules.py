@@ -30,7 +30,7 @@ from agentmesh.tasks import slot
 from agentmesh.tasks.layout import MAX_BODY, SCHED, SCHEDULES, ensure
 from agentmesh.tasks.wire import ResultBody, ScheduleBody, TaskBody, decode_schedule, encode
 from agentmesh.transport import PubAck, StoredMessage, Transport
-from agentmesh.when import When, check_id
+from agentmesh.when import When, check_deadline, check_id
 
 _PAGE = 500
 _HEADERS = 512
@@ -132,6 +132,7 @@ class Schedules:
         """
         schedule_id = token("schedule id", schedule_id or new_id())
         check_id(schedule_id)
+        check_deadline(deadline)
         wanted = ScheduleBody(
             agent_id=body.agent_id,
             task_type=body.task_type,
@@ -216,7 +217,7 @@ class Schedules:
     async def ls(self, kind: Literal["all", "repeating", "once"] = "all", limit: int = 1000) -> list[ScheduleInfo]:
         """Up to `limit` schedules, those made or changed first coming first; `once` are the delayed tasks."""
         infos: list[ScheduleInfo] = []
-        async for body, stored in self._all():
+        async for body, stored in self._all(self._subjects.all_schedules()):
             info = _info(body, stored.time)
             if kind == "all" or info.repeats == (kind == "repeating"):
                 infos.append(info)
@@ -231,14 +232,18 @@ class Schedules:
         if task_id:
             body = _readable(await self._find(task_id))
             return [body] if body is not None and body.task_id else []
-        return [body async for body, _ in self._all() if body.task_id]
+        return [body async for body, _ in self._all(self._subjects.all_schedules()) if body.task_id]
 
-    async def _all(self) -> AsyncIterator[tuple[ScheduleBody, StoredMessage]]:
+    async def due(self) -> list[ScheduleBody]:
+        """The tasks that are due once, are due now, and have not been moved into their queues."""
+        return [body async for body, _ in self._all(self._subjects.due()) if body.task_id]
+
+    async def _all(self, pattern: str) -> AsyncIterator[tuple[ScheduleBody, StoredMessage]]:
         if not await self.exists():
             return
         start, full = 1, True
         while full:
-            page = await self._transport.messages(SCHED, self._subjects.all_schedules(), start=start, limit=_PAGE)
+            page = await self._transport.messages(SCHED, pattern, start=start, limit=_PAGE)
             full = len(page) == _PAGE
             for stored in page:
                 start = stored.sequence + 1

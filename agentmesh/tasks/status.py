@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -88,6 +88,8 @@ class Statuses:
         if queued is None:
             if delayed := await self._schedules.delayed(task_id):
                 return _scheduled(delayed[0])
+            if due := [body for body in await self._schedules.due() if body.task_id == task_id]:
+                return replace(_scheduled(due[0]), state="waiting", due_at=None)
             decided = await slot.read(self._transport, self._subjects, task_id)  # it was decided while we looked
             if decided is None:
                 raise NoSuchTaskError(task_id)

@@ -22,6 +22,7 @@ from agentmesh.codec import SCHEMA_VERSION
 from agentmesh.errors import InvalidMessageError, InvalidNameError
 from agentmesh.ids import now
 from agentmesh.subjects import PRIORITIES, token
+from agentmesh.when import FARTHEST
 
 Status = Literal["completed", "failed", "cancelled", "expired", "dead"]
 """How a task was decided."""
@@ -216,6 +217,8 @@ def decode_schedule(data: bytes) -> ScheduleBody:
     if not body.schedule_id or not body.task_type or not body.when:
         raise InvalidMessageError("not a schedule: schedule_id, task_type or when is missing")
     token("schedule id", body.schedule_id)
+    if body.deadline_after is not None and not 0 < body.deadline_after <= FARTHEST:
+        raise InvalidMessageError(f"not a schedule: deadline_after is {body.deadline_after:g}")
     return body
 
 

@@ -22,7 +22,7 @@ ROOT = typer.main.get_command(app)
 EVERY = [(name, command) for name, command, _ in docs.commands(ROOT, typer.Context(ROOT, info_name="agentmesh"))]
 ISSUED = """
 init up down ps ask tell publish submit map logs scale restart doctor demo bench version
-task.ls task.get task.wait task.cancel dead.ls dead.show dead.retry dead.drop
+task.ls task.get task.wait task.cancel task.show task.signal dead.ls dead.show dead.retry dead.drop
 agents.ls agents.describe memory.get memory.ls memory.search
 drain pause resume quarantine.ls quarantine.release events limits.ls chaos
 schedule.ls schedule.add schedule.show schedule.pause schedule.resume schedule.rm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,10 @@ from agentmesh.mesh import ConnectOptions
 
 
 class Where(Request[str]): ...
+
+
+class Count(Task[int]):
+    text: str
 
 
 class Patient(Task[str]): ...
@@ -82,6 +87,24 @@ def test_keys_and_budgets_hold_for_plain_code_too(nats_server: EmbeddedBroker) -
             with pytest.raises(BudgetExceededError):
                 mesh.ask("echo", Prompt(text="b"))
         assert mesh.ask("echo", Prompt(text="c"), budget=Budget(depth=1)) == "c"
+
+
+def test_tasks_are_delayed_scheduled_and_written_down_from_plain_code(
+    nats_server: EmbeddedBroker, tmp_path: Path
+) -> None:
+    options = ConnectOptions(url=nats_server.url, tenant=f"sync-{new_id()}", ledger=tmp_path / "ledger.db")
+    with SyncMesh(options) as mesh:
+        job = mesh.submit(Count(text="a"), to="counter", delay=3600)
+        schedule = mesh.schedule(Count(text="a"), every=3600, schedule_id="hourly")
+        assert len(schedule.next_runs(3)) == 3
+        schedule.pause()
+        assert mesh.schedules.get("hourly").info.paused
+        mesh.schedules.resume("hourly")
+        assert [info.id for info in mesh.schedules.ls()] == [job.id, "hourly"]
+        mesh.schedules.remove("hourly")
+        assert job.cancel()
+        assert mesh.schedules.ls() == []
+    assert (tmp_path / "ledger.db").exists()
 
 
 async def test_a_blocking_call_works_while_the_loop_of_the_caller_is_blocked(mesh: Mesh) -> None:

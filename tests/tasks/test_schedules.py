@@ -125,6 +125,7 @@ async def test_what_was_due_while_no_mover_ran_is_moved_by_the_next_one(stage: S
     await stage.work()
     job = await stage.client.submit(Double(n=4), to="worker", delay=0.1)
     await eventually(lambda: _waiting(stage), what="it is due")
+    assert (await job.status()).state == "waiting"
 
     await stage.move()
 
@@ -170,14 +171,39 @@ async def test_while_a_queue_is_full_what_is_due_waits(server: Server, open_stag
 
 async def test_garbage_among_what_is_due_is_a_dead_letter(stage: Stage) -> None:
     await stage.move()
-    for data in (b"\xff", b"[]", b"{}", b'{"schedule_id": "a b", "task_type": "X", "when": "@at x"}'):
+    garbage = (
+        b"\xff",
+        b"[]",
+        b"{}",
+        b'{"schedule_id": "a b", "task_type": "X", "when": "@at x"}',
+        b'{"schedule_id": "a", "task_type": "X", "when": "@hourly", "deadline_after": 1e300}',
+        b'{"schedule_id": "a", "task_type": "X", "when": "@hourly", "agent_id": "a.b"}',
+    )
+    for data in garbage:
         await stage.transport.publish_durable(stage.subjects.due(), data)
 
     async def buried() -> bool:
-        return len(await stage.client.dead_ls()) == 4
+        return len(await stage.client.dead_ls()) == len(garbage)
 
     await eventually(buried, what="all are dead letters")
     await eventually(lambda: _nothing_waits(stage))
+
+
+async def test_a_foreign_client_schedules_with_a_plain_document(stage: Stage) -> None:
+    await stage.work()
+    await stage.move()
+    document = (
+        b'{"schedule_id": "foreign", "when": "@every 1000ms", "agent_id": "worker", "task_type": "Double",'
+        b' "parameters": {"n": 3}, "deadline_after": 60, "colour": "red"}'
+    )
+    headers = {"Nats-Schedule": "@every 1000ms", "Nats-Schedule-Target": stage.subjects.due()}
+    await stage.transport.publish_durable(stage.subjects.schedule("foreign"), document, headers=headers)
+
+    await stage.handlers.has_started(1)
+
+    (info,) = await stage.client.schedules.ls()
+    assert (str(info.when), info.next_runs()) == ("@every 1000ms", [])
+    await stage.client.schedules.remove("foreign")
 
 
 async def _waiting(stage: Stage) -> int:
@@ -362,6 +388,8 @@ async def test_schedules_are_listed_and_removed_by_id(stage: Stage, open_stage: 
         ({"every": 5, "cron": "@daily"}, "one of the two"),
         ({}, "one of the two"),
         ({"every": 5, "schedule_id": "x" * 45}, "44 characters"),
+        ({"every": 5, "deadline": math.nan}, "more than 0"),
+        ({"every": 5, "deadline": 1e300}, "ten years"),
     ],
 )
 async def test_a_rhythm_that_cannot_be_is_refused(stage: Stage, how: dict[str, Any], what: str) -> None:
