@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from agentmesh import ports
+from agentmesh.chaos.disk import Disk
 from agentmesh.chaos.proxy import TcpProxy
 from agentmesh.chaos.server import Server
 
@@ -55,10 +56,14 @@ class Rig:
     Args:
         size: Servers: 1 or 3.
         stores: A folder for each; temporary ones without.
+        disks: What they are on, if it can fail.
         changes: Fields of `BrokerOptions` for all of them.
     """
 
-    def __init__(self, size: int = 1, *, stores: Sequence[Path] = (), **changes: Any) -> None:
+    def __init__(
+        self, size: int = 1, *, stores: Sequence[Path] = (), disks: Sequence[Disk] = (), **changes: Any
+    ) -> None:
+        self.disks = list(disks)
         self._ports = [ports.reserve() for _ in range(3 * size)]
         routes, clients, nowhere = ([one.port for one in self._ports[n * size : (n + 1) * size]] for n in range(3))
         self.doors = [TcpProxy(port) for port in clients]

@@ -96,13 +96,17 @@ class Watcher:
         """A connection to a server that answers for JetStream."""
         for url in self._urls:
             async with RawClient(url) as client:
-                with contextlib.suppress(BrokerError):
-                    answer = await client.call("STREAM.INFO.TASKS")
-                    if "error" in answer:
-                        continue
+                if await _answers(client):
                     yield client
                     return
         raise BrokerError("no server answers for JetStream")
+
+
+async def _answers(client: RawClient) -> bool:
+    try:
+        return "error" not in await client.call("STREAM.INFO.TASKS")
+    except BrokerError:
+        return False
 
 
 def save(evidence: Evidence, folder: Path) -> None:

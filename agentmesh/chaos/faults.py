@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from agentmesh.chaos import agents
-from agentmesh.chaos.cluster import Rig
+from agentmesh.chaos.cluster import Rig, start_all
 from agentmesh.chaos.history import Recorder
 from agentmesh.chaos.members import Member
 from agentmesh.chaos.plan import Fault
@@ -23,6 +23,9 @@ DROPPED = 0.3
 
 LATE = 0.1
 """Seconds that `link-delay` adds to each chunk, each way."""
+
+STEP_DOWN = 1.0
+"""Seconds that servers need to agree on another leader."""
 
 _REPLY = re.compile(rb"H?MSG _INBOX")
 
@@ -132,13 +135,43 @@ class Faults:
         await self._apart(fault, self._scene.rig.split)
 
     async def _apart(self, fault: Fault, begin: Callable[[int], None]) -> None:
-        number = await self._leader()
+        """The worst case: clients are connected to the very server that is cut off."""
+        number = await self._lead_from(await self._home("submitter-1"))
         async with self._happening(fault, self._scene.rig.servers[number].name, broker=True):
             begin(number)
             try:
                 await asyncio.sleep(fault.seconds)
             finally:
                 self._scene.rig.heal(number)
+
+    async def _quorum_kill(self, fault: Fault) -> None:
+        kept = self._scene.rig.servers[self._server(fault)]
+        lost = [server for server in self._scene.rig.servers if server is not kept]
+        async with self._happening(fault, " and ".join(server.name for server in lost), broker=True):
+            for server in lost:
+                await asyncio.to_thread(server.kill9)
+            await asyncio.sleep(fault.seconds)
+            await start_all(lost)
+
+    async def _power_cut(self, fault: Fault) -> None:
+        rig = self._scene.rig
+        async with self._happening(fault, "all servers", broker=True):
+            for server in rig.servers:
+                server.pause()  # so that none sees another one die first
+            for server in rig.servers:
+                await asyncio.to_thread(server.kill9)
+            await asyncio.gather(*(asyncio.to_thread(disk.cut_power) for disk in rig.disks))
+            await start_all(rig.servers)
+
+    async def _disk_fill(self, fault: Fault) -> None:
+        """A server whose disk failed writes no more, also when there is room again: it has to be restarted."""
+        number = self._server(fault)
+        server, disk = self._scene.rig.servers[number], self._scene.rig.disks[number]
+        async with self._happening(fault, server.name, broker=True):
+            await asyncio.to_thread(disk.fill)
+            await asyncio.sleep(fault.seconds)
+            disk.make_room()
+            await server.restart()
 
     def _server(self, fault: Fault) -> int:
         return fault.target % len(self._scene.rig.servers)
@@ -154,6 +187,29 @@ class Faults:
                         if name := answer.get("cluster", {}).get("leader"):
                             return rig.named(name)
             await asyncio.sleep(0.1)
+
+    async def _home(self, client: str) -> int:
+        """The server a client is connected to; the first one, if it is to none."""
+        for number, server in enumerate(self._scene.rig.servers):
+            page = await server.monitor("connz")
+            if any(connection.get("name") == client for connection in page["connections"]):
+                return number
+        return 0
+
+    async def _lead_from(self, number: int) -> int:
+        """Have a server lead the streams of tasks and results, as far as the others agree; returns who leads tasks."""
+        name = self._scene.rig.servers[number].name
+        wish = {"placement": {"preferred": name}}
+        for stream in ("RESULTS", "TASKS"):
+            for server in self._scene.rig.servers:
+                with contextlib.suppress(BrokerError):
+                    async with RawClient(server.url) as client:
+                        info = await client.call(f"STREAM.INFO.{stream}")
+                        if info.get("cluster", {}).get("leader") != name:
+                            await client.call(f"STREAM.LEADER.STEPDOWN.{stream}", wish)
+                    break
+        await asyncio.sleep(STEP_DOWN)
+        return await self._leader()
 
     # ------------------------------------------------------------ links
 

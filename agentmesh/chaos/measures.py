@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from agentmesh.chaos.history import Entry
+
+REDELIVERY = "worker killed: its tasks start elsewhere after"
+SILENCE = "{fault}: longest wait of a submitter for an acceptance"
+WORKING = "{fault}: from its end until a task starts"
+ACCEPTING = "{fault}: from its end until a submit is accepted"
 
 
 @dataclass
@@ -28,7 +34,8 @@ class Series:
 
 def measure(history: list[Entry]) -> list[Series]:
     """What can be measured in a run."""
-    accepted = [line["mono"] for line in history if line["kind"] == "accepted"]
+    accepted = _accepted(history)
+    anywhere = sorted(moment for moments in accepted.values() for moment in moments)
     started = [line["mono"] for line in history if line["kind"] == "started"]
     found: dict[str, Series] = {}
 
@@ -36,23 +43,44 @@ def measure(history: list[Entry]) -> list[Series]:
         found.setdefault(what, Series(what)).seconds.append(round(seconds, 3))
 
     for seconds in _redeliveries(history):
-        add("SIGKILL of a worker: its tasks start elsewhere after", seconds)
-    for begin, end in _faults(history, "server-kill", "server-restart"):
-        for what, moments in (("a task starts", started), ("a submit is accepted", accepted)):
+        add(REDELIVERY, seconds)
+    for name, begin, end in spans(history):
+        add(SILENCE.format(fault=name), max((_gap(moments, begin, end) for moments in accepted.values()), default=0.0))
+        for what, moments in ((WORKING, started), (ACCEPTING, anywhere)):
             if (then := _next(moments, end)) is not None:
-                add(f"server back on its port: {what} after", then - end)
-        add("server away: longest time without an accepted submit", _gap(accepted, begin, end))
-    for name in ("leader-kill", "leader-isolate", "leader-split", "link-hole", "server-freeze"):
-        for begin, end in _faults(history, name):
-            add(f"{name}: longest time without an accepted submit", _gap(accepted, begin, end))
-    return [series for series in found.values() if series.seconds]
+                add(what.format(fault=name), then - end)
+    return [found[what] for what in sorted(found)]
 
 
 def longest_submit_gap(history: list[Entry]) -> float:
-    """Seconds, while there was load."""
-    begin = next((line["mono"] for line in history if line["kind"] == "load begins"), 0.0)
-    end = next((line["mono"] for line in history if line["kind"] == "faults end"), 0.0)
-    return _gap([line["mono"] for line in history if line["kind"] == "accepted"], begin, end)
+    """Seconds in which no submitter had anything accepted, while there was load."""
+    begin, end = (next((line["mono"] for line in history if line["kind"] == kind), 0.0) for kind in LOAD)
+    return _gap(sorted(moment for moments in _accepted(history).values() for moment in moments), begin, end)
+
+
+LOAD = ("load begins", "faults end")
+
+
+def accepted_between(history: list[Entry], begin: float, end: float) -> int:
+    """Submits accepted in that time."""
+    return sum(begin < moment < end for moments in _accepted(history).values() for moment in moments)
+
+
+def spans(history: list[Entry]) -> Iterator[tuple[str, float, float]]:
+    """Name, begin and end of each fault of the broker or the way to it."""
+    begins = {line["number"]: line for line in history if line["kind"] == "fault" and line["broker"]}
+    for line in history:
+        if line["kind"] == "mended" and line["number"] in begins:
+            yield line["fault"], begins[line["number"]]["mono"], line["mono"]
+
+
+def _accepted(history: list[Entry]) -> dict[int, list[float]]:
+    """When submits were accepted, by process."""
+    moments: dict[int, list[float]] = defaultdict(list)
+    for line in history:
+        if line["kind"] == "accepted":
+            moments[line["pid"]].append(line["mono"])
+    return moments
 
 
 def _redeliveries(history: list[Entry]) -> list[float]:
@@ -74,16 +102,6 @@ def _redeliveries(history: list[Entry]) -> list[float]:
     return found
 
 
-def _faults(history: list[Entry], *names: str) -> list[tuple[float, float]]:
-    """Begin and end of each fault of these names."""
-    begins = {line["number"]: line["mono"] for line in history if line["kind"] == "fault" and line["fault"] in names}
-    return [
-        (begins[line["number"]], line["mono"])
-        for line in history
-        if line["kind"] == "mended" and line["number"] in begins
-    ]
-
-
 def _next(moments: list[float], after: float) -> float | None:
     position = bisect_right(moments, after)
     return moments[position] if position < len(moments) else None
@@ -92,4 +110,4 @@ def _next(moments: list[float], after: float) -> float | None:
 def _gap(moments: list[float], begin: float, end: float) -> float:
     """The longest silence that touches the time between two moments."""
     inside = moments[max(0, bisect_right(moments, begin) - 1) : bisect_right(moments, end) + 1]
-    return max((b - a for a, b in itertools.pairwise(inside)), default=0.0)
+    return max((b - a for a, b in pairwise(inside)), default=0.0)

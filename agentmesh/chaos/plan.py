@@ -23,6 +23,8 @@ class Kind:
     """It takes away a broker or the way to it: one such fault at a time."""
     cluster: bool = False
     """Only where there is more than one server."""
+    scenario: bool = False
+    """Only in a scenario: it needs servers made for it, or leaves nothing for other faults to break."""
 
 
 KINDS = {
@@ -45,6 +47,11 @@ KINDS = {
     "leader-kill": Kind("SIGKILL of the leader of the tasks, started again later", (8.0, 12.0), True, True),
     "leader-isolate": Kind("clients and servers lose the leader silently", (15.0, 20.0), True, True),
     "leader-split": Kind("the other servers lose the leader silently, clients do not", (20.0, 25.0), True, True),
+    "quorum-kill": Kind("SIGKILL of two of three servers, started again later", (6.0, 6.0), True, True, scenario=True),
+    "power-cut": Kind("all servers lose power at once; what was not on disk is gone", broker=True, scenario=True),
+    "disk-fill": Kind(
+        "the disk of a server is full; later there is room, and it is restarted", (8.0, 8.0), True, scenario=True
+    ),
 }
 """Every kind, by name; the part before the dash is its group."""
 
@@ -81,7 +88,9 @@ def kinds(wanted: Sequence[str], *, cluster: bool) -> list[str]:
         if not matching:
             groups = list(dict.fromkeys(name.partition("-")[0] for name in KINDS))
             raise UsageError(f"there is no fault {word!r}; there are {', '.join(groups)}, and {', '.join(KINDS)}")
-        found += [name for name in matching if cluster or not KINDS[name].cluster]
+        if all(KINDS[name].scenario for name in matching):
+            raise UsageError(f"{word} comes only in a scenario; see agentmesh chaos --list")
+        found += [name for name in matching if (cluster or not KINDS[name].cluster) and not KINDS[name].scenario]
     return list(dict.fromkeys(found))
 
 

@@ -15,6 +15,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from agentmesh.errors import BrokerError
 
@@ -45,6 +46,7 @@ class RawClient:
         self._address = urlsplit(url)
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._inbox = f"_chaos.{uuid4().hex}"
         self._count = 0
 
     async def call(self, operation: str, question: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -65,7 +67,7 @@ class RawClient:
     async def _ask(self, subject: str, body: bytes) -> bytes:
         reader, writer = await self._connected()
         self._count += 1
-        writer.write(f"PUB {subject} _chaos.{self._count} {len(body)}\r\n".encode() + body + b"\r\n")
+        writer.write(f"PUB {subject} {self._inbox}.{self._count} {len(body)}\r\n".encode() + body + b"\r\n")
         while True:
             words = (await reader.readuntil(b"\r\n")).split()
             if words[0] == b"PING":
@@ -75,7 +77,7 @@ class RawClient:
             payload = (await reader.readexactly(int(words[-1]) + 2))[:-2]
             if words[0] == b"HMSG":
                 payload = payload[int(words[-2]) :]
-            if words[1].decode() == f"_chaos.{self._count}":
+            if words[1].decode() == f"{self._inbox}.{self._count}":
                 return payload
 
     async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -84,7 +86,8 @@ class RawClient:
                 self._address.hostname, self._address.port, limit=2**24
             )
             await self._reader.readuntil(b"\r\n")
-            self._writer.write(b'CONNECT {"verbose":false,"headers":true,"no_responders":true}\r\nSUB _chaos.* 1\r\n')
+            self._writer.write(b'CONNECT {"verbose":false,"headers":true,"no_responders":true}\r\n')
+            self._writer.write(f"SUB {self._inbox}.* 1\r\n".encode())
         return self._reader, self._writer
 
     async def messages(self, stream: str, subject: str, start: int = 1) -> AsyncIterator[Stored]:

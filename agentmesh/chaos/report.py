@@ -8,6 +8,7 @@ from typing import Any
 
 from agentmesh.chaos.checker import Violation, later_growth, memory
 from agentmesh.chaos.evidence import Evidence
+from agentmesh.chaos.history import Entry
 from agentmesh.chaos.measures import Series, longest_submit_gap, measure
 from agentmesh.chaos.raw import status_of
 
@@ -26,6 +27,7 @@ class Report:
     figures: list[Series]
     drained: float | None
     violations: list[Violation] = field(default_factory=list)
+    history: list[Entry] = field(default_factory=list, repr=False)
 
     @property
     def held(self) -> bool:
@@ -78,4 +80,5 @@ def report(evidence: Evidence, violations: list[Violation], seed: int, folder: s
         figures=measure(history),
         drained=evidence.drained,
         violations=violations,
+        history=history,
     )

@@ -16,6 +16,7 @@ from typing import Any
 from agentmesh.chaos import evidence as evidence_of
 from agentmesh.chaos.checker import Checker
 from agentmesh.chaos.cluster import Rig
+from agentmesh.chaos.disk import Disk, disks
 from agentmesh.chaos.evidence import Evidence, Watcher
 from agentmesh.chaos.faults import Faults, Scene
 from agentmesh.chaos.history import Entry, Recorder, Tail
@@ -55,23 +56,25 @@ class Options:
     ack_wait: float = 2.0
     patience: float = 30.0
     """Seconds in which everything must come to rest after the last fault."""
+    disk_mb: int = 0
+    """Size of a disk of its own for each server, which can fail; 0: none. Needs root."""
+    settled_may_stay: bool = False
+    """A full disk makes the broker keep messages in a queue that their consumer has settled: nobody gets them again."""
     keep: Path | None = None
     """Where histories, logs and stores stay; None: they are removed when every promise was kept."""
 
 
-async def run(options: Options, told: Told = lambda line: None, rig: Rig | None = None) -> Report:
+async def run(options: Options, told: Told = lambda line: None) -> Report:
     """Carry out a run and judge it. Cancelling stops all its processes, and only those.
 
     Args:
         options: What to do.
         told: For progress.
-        rig: Servers that were made before, started already; otherwise the run makes its own.
     """
     folder = Path(tempfile.mkdtemp(prefix="agentmesh-chaos-")) if options.keep is None else options.keep.absolute()
     (folder / "history").mkdir(parents=True, exist_ok=True)
-    async with contextlib.AsyncExitStack() as stack:
-        servers = rig if rig is not None else await stack.enter_async_context(_servers(options, folder))
-        found = await _Run(options, told, servers, folder).carry_out()
+    async with _servers(options, folder) as rig:
+        found = await _Run(options, told, rig, folder).carry_out()
     violations = Checker(found).violations()
     made = report(found, violations, options.seed, str(folder))
     (folder / "report.json").write_text(json.dumps(made.document(), indent=1))
@@ -83,8 +86,13 @@ async def run(options: Options, told: Told = lambda line: None, rig: Rig | None 
 @contextlib.asynccontextmanager
 async def _servers(options: Options, folder: Path) -> AsyncIterator[Rig]:
     stores = [folder / "servers" / f"n{number + 1}" for number in range(options.servers)]
-    async with Rig(options.servers, stores=stores, sync_always="sync" not in options.without) as rig:
-        yield rig
+    async with contextlib.AsyncExitStack() as stack:
+        medium: list[Disk] = []
+        if options.disk_mb:
+            medium = await stack.enter_async_context(disks(options.servers, options.disk_mb))
+            stores = [disk.path / "store" for disk in medium]
+        sync = "sync" not in options.without
+        yield await stack.enter_async_context(Rig(options.servers, stores=stores, disks=medium, sync_always=sync))
 
 
 class _Run:
@@ -174,10 +182,15 @@ class _Run:
             with contextlib.suppress(BrokerError):
                 self._evidence.left = await self._watcher.left()
                 waiting = [one for one in self._members["submitter"] if not await one.ended(0.0)]
-                if not self._evidence.left and not waiting:
+                if not waiting and not self._unsettled():
                     self._evidence.drained = time.monotonic() - began
                     return
             await asyncio.sleep(0.2)
+
+    def _unsettled(self) -> bool:
+        """Whether there is still something to do."""
+        left = self._evidence.left
+        return any(what.startswith("unsettled") for what in left) or bool(left and not self._options.settled_may_stay)
 
     async def _read_again(self) -> None:
         """Somebody else reads every result."""
