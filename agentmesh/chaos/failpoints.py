@@ -18,9 +18,9 @@ from agentmesh import ids
 from agentmesh.chaos.history import Recorder
 from agentmesh.errors import PublishTimeoutError, UsageError
 from agentmesh.subjects import Subjects
-from agentmesh.tasks import attempt, slot, wire
+from agentmesh.tasks import attempt, lineage, wire
 from agentmesh.tasks.context import TaskContext
-from agentmesh.tasks.wire import ResultBody
+from agentmesh.tasks.wire import TaskBody
 from agentmesh.transport import Delivery, PubAck, Transport
 from agentmesh.transport.publisher import Publisher
 
@@ -150,10 +150,11 @@ def _without_late_ack() -> None:
 
 
 def _without_look() -> None:
-    async def undecided(transport: Transport, subjects: Subjects, task_id: str) -> ResultBody | None:
+    async def undecided(transport: Transport, subjects: Subjects, body: TaskBody, *, latest: bool = False) -> None:
         return None
 
-    setattr(attempt, "slot", SimpleNamespace(read=undecided, decide=slot.decide))  # noqa: B010  (a module)
+    blind = SimpleNamespace(ending=undecided, ENDED=lineage.ENDED, prompt=lineage.prompt)
+    setattr(attempt, "lineage", blind)  # noqa: B010  (a module)
 
 
 def _without_key() -> None:

@@ -32,13 +32,21 @@ class Ending:
     """It is decided already; otherwise it is to be decided so."""
 
 
-async def ending(transport: Transport, subjects: Subjects, body: TaskBody) -> Ending | None:
-    """Whether the task has to end, as its own slot and its parent's say. The second is read only if there is one."""
+async def ending(transport: Transport, subjects: Subjects, body: TaskBody, *, latest: bool = False) -> Ending | None:
+    """Whether the task has to end, as its own slot and its parent's say. The second is read only if there is one.
+
+    Args:
+        transport: The connection.
+        subjects: The tenant's subjects.
+        body: The task.
+        latest: In a cluster, a replica that lags is not good enough: before a handler runs.
+    """
     master = body.master_id
     if not master:
-        return _own(await slot.read(transport, subjects, body.task_id))
+        return _own(await slot.read(transport, subjects, body.task_id, latest=latest))
     mine, parents = await asyncio.gather(
-        slot.read(transport, subjects, body.task_id), slot.read(transport, subjects, master)
+        slot.read(transport, subjects, body.task_id, latest=latest),
+        slot.read(transport, subjects, master, latest=latest),
     )
     return _own(mine) or _inherited(parents)
 

@@ -21,9 +21,9 @@ _PAUSE = 0.1
 """How often and with which pauses the winner is looked for: a replica may lag behind the one that refused us."""
 
 
-async def read(transport: Transport, subjects: Subjects, task_id: str) -> ResultBody | None:
-    """What was decided about the task, None if nothing is."""
-    stored = await transport.last_message(RESULTS, subjects.result(task_id))
+async def read(transport: Transport, subjects: Subjects, task_id: str, *, latest: bool = False) -> ResultBody | None:
+    """What was decided about the task, None if nothing is; in a cluster perhaps not yet here, without `latest`."""
+    stored = await transport.last_message(RESULTS, subjects.result(task_id), latest=latest)
     return None if stored is None else decode_result(stored.data, task_id)
 
 

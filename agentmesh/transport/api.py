@@ -26,7 +26,8 @@ ATTEMPT_TIMEOUT = 2.0
 CALL_TIMEOUT = 30.0
 
 NOT_FOUND = (10059, 10014, 10037, 10043)  # stream, consumer, message, sequence
-_TRANSIENT_CODES = (10008, 10074, 10023, 10076)  # unavailable, not enough peers, short of resources, no account yet
+# Unavailable, not enough peers, short of resources, no account yet, our own first attempt not yet agreed on.
+_TRANSIENT_CODES = (10008, 10074, 10023, 10076, 10158)
 
 
 TRANSIENT = (JetStreamUnavailableError, NoRespondersError, DeadlineExceededError, ConnectionLostError)

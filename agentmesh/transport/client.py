@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from random import shuffle
 from typing import Any
 
 from nats.aio.client import Client
@@ -114,7 +115,11 @@ class NatsClient(Client):
             writer.transport.abort()
 
     async def _attempt_reconnect(self) -> None:
+        """Any other server first: nats-py would go back to the one it just gave up as often as to another."""
         self.abort()
+        others = [server for server in self._server_pool if server is not self._current_server]
+        shuffle(others)
+        self._server_pool = [*others, *(server for server in self._server_pool if server is self._current_server)]
         await super()._attempt_reconnect()
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:

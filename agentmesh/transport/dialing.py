@@ -59,6 +59,7 @@ async def dial(
             attempt.cancel()
             nc.abort()
     nc.options["allow_reconnect"] = True
+    nc.options["dont_randomize"] = True  # from now on we put the servers in order ourselves
     return True
 
 

@@ -1,8 +1,9 @@
-"""Reading stored messages by direct get: no consumer, any replica answers."""
+"""Reading stored messages: by direct get, which any replica answers, or from the leader of the stream."""
 
 from __future__ import annotations
 
 import asyncio
+from base64 import b64decode
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,9 +18,9 @@ from agentmesh.errors import (
     JetStreamUnavailableError,
     NoRespondersError,
 )
-from agentmesh.transport.api import CALL_TIMEOUT, TRANSIENT, patiently
+from agentmesh.transport.api import CALL_TIMEOUT, TRANSIENT, JetStreamApi, patiently
 from agentmesh.transport.inbox import Mux
-from agentmesh.transport.wire import Message, ServerStatus, is_no_responders
+from agentmesh.transport.wire import Message, ServerStatus, is_no_responders, parse_headers
 
 T = TypeVar("T")
 
@@ -52,6 +53,16 @@ class Reader:
 
     async def last(self, stream: str, subject: str) -> StoredMessage | None:
         return await self._one(f"{stream}.{subject}", b"")
+
+    async def latest(self, stream: str, subject: str) -> StoredMessage | None:
+        """The last message on `subject` as the leader of the stream has it."""
+        answer = await JetStreamApi(self._inbox).find(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+        if answer is None:
+            return None
+        found = answer["message"]
+        headers = dict(parse_headers(b64decode(found["hdrs"]))) if "hdrs" in found else {}
+        data = b64decode(found.get("data", ""))
+        return StoredMessage(found["subject"], found["seq"], data, headers, parse_time(found["time"]))
 
     async def at(self, stream: str, sequence: int) -> StoredMessage | None:
         return await self._one(stream, msgspec.json.encode({"seq": sequence}))

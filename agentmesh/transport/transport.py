@@ -8,7 +8,12 @@ import logging
 from collections.abc import Callable
 from types import TracebackType
 
-from agentmesh.errors import ConnectionClosedError, ConnectionLostError, DeliveryError
+from agentmesh.errors import (
+    ConnectionClosedError,
+    ConnectionLostError,
+    DeliveryError,
+    PermissionDeniedError,
+)
 from agentmesh.transport.api import JetStreamApi
 from agentmesh.transport.connection import Connection, Subscription
 from agentmesh.transport.inbox import Inbox
@@ -41,6 +46,7 @@ class Transport:
         self._mender = Mender(self._admin, lambda: self.replicas)
         self._publisher = Publisher(self.connection, self._mender.nobody_on)
         self._reader = Reader(self.connection.inbox, self._mender.nobody_has)
+        self._may_ask_leaders = True
         self.services = Services(self.connection)
         """Discovery: `add` a service and `start` once."""
         self._pulls: set[PullConsumer] = set()
@@ -227,8 +233,20 @@ class Transport:
                     self._bulk, self._bulk_publisher = connection, Publisher(connection, self._mender.nobody_on)
         return self._bulk_publisher
 
-    async def last_message(self, stream: str, subject: str) -> StoredMessage | None:
-        """The last message on `subject`. In a cluster, a replica that lags may answer with an older one or None."""
+    async def last_message(self, stream: str, subject: str, *, latest: bool = False) -> StoredMessage | None:
+        """The last message on `subject`. In a cluster, a replica that lags may answer with an older one or None.
+
+        Args:
+            stream: Which stream.
+            subject: Without wildcards.
+            latest: Have the leader of the stream answer instead, as far as this user may ask it. A single server
+                always has the latest, and is asked in the faster way.
+        """
+        if latest and self._may_ask_leaders and self.connection.server_info.get("cluster"):
+            try:
+                return await self._reader.latest(stream, subject)
+            except PermissionDeniedError:
+                self._may_ask_leaders = False
         return await self._reader.last(stream, subject)
 
     async def messages(self, stream: str, subject: str, *, start: int = 1, limit: int = 500) -> list[StoredMessage]:

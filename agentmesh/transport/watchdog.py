@@ -99,7 +99,7 @@ class Watchdog:
 
     async def _kick(self, problem: str) -> None:
         connection = self._connection
-        log.warning("broker connection %s: %s; reconnecting", connection.name, problem)
+        log.warning("broker connection %s to %s: %s; reconnecting", connection.name, connection.url, problem)
         self.kicks += 1
         self._strikes = 0
         self._rest_until = asyncio.get_running_loop().time() + self._rest
