@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ SHOWN = 5
     example="""agentmesh chaos --minutes 1
 agentmesh chaos --seed 7 --faults worker,server-kill
 agentmesh chaos --cluster
+agentmesh chaos --scenario A5,A10
 agentmesh chaos --without heartbeat --minutes 0.2""",
     panel="Project",
 )
@@ -42,10 +44,14 @@ def chaos(
     without: Annotated[
         str | None, typer.Option("--without", metavar="LIST", help="Switch protections off: it must then fail.")
     ] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option("--scenario", metavar="IDS", help="Rows of the test matrix: A3,A5; A for all of them; all."),
+    ] = None,
     keep: Annotated[
         Path | None, typer.Option("--keep", metavar="DIR", help="Keep histories, logs and stores there.")
     ] = None,
-    show: Annotated[bool, typer.Option("--list", help="Say what faults and protections there are.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="Say what faults, protections and scenarios there are.")] = False,
 ) -> None:
     """Kill, freeze and cut off real processes and servers under load, and check what was promised.
 
@@ -55,7 +61,10 @@ def chaos(
     if show:
         _list(session)
         return
-    options = _options(session, minutes, seed, cluster, faults, without, keep)
+    if scenario is not None:
+        _play(session, scenario, seed, _words(without), keep)
+        return
+    options = _options(minutes, seed, cluster, faults, without, keep)
     from agentmesh.chaos.run import run
 
     session.out.note(f"seed {options.seed}, {options.seconds:g} s, {len(options.faults)} faults")
@@ -65,8 +74,39 @@ def chaos(
         raise typer.Exit(exits.FAILED)
 
 
+def _play(session: Session, words: str, seed: int | None, without: tuple[str, ...], keep: Path | None) -> None:
+    """Run scenarios one after the other; what cannot run here is skipped, and said."""
+    from agentmesh.chaos import failpoints, scenarios
+    from agentmesh.chaos.run import run
+
+    failpoints.check(without)
+    number = _seed(seed)
+    rows: list[tuple[str, str, str]] = []
+    broken = False
+    for name, one in scenarios.chosen(_words(words)).items():
+        if why := one.why_not():
+            rows.append((name, "skipped", why))
+            continue
+        session.out.note(f"{name}: {one.means} (seed {number}, {one.seconds:g} s)")
+        options = replace(one.options(number), without=without, keep=keep / name if keep else None)
+        report = one.judged(session.run(run(options, session.out.note)))
+        _tell(session, report)
+        broken |= not report.held
+        rows.append((name, "kept" if report.held else "violated", one.means))
+    if not session.out.json:
+        session.out.answer("")
+        session.out.table(["SCENARIO", "PROMISES", "WHAT"], rows)
+    elif skipped := {name: why for name, verdict, why in rows if verdict == "skipped"}:
+        session.out.document({"skipped": skipped})
+    if broken:
+        raise typer.Exit(exits.FAILED)
+
+
+def _seed(given: int | None) -> int:
+    return random.randrange(10_000) if given is None else given
+
+
 def _options(
-    session: Session,
     minutes: float,
     seed: int | None,
     cluster: bool,
@@ -78,12 +118,15 @@ def _options(
     from agentmesh.chaos.plan import DEFAULT, kinds, plan
     from agentmesh.chaos.run import Options
     from agentmesh.chaos.workload import Shape
+    from agentmesh.errors import UsageError
 
     missing = _words(without)
     failpoints.check(missing)
+    if "sync" in missing:
+        raise UsageError("without sync only a power failure shows: --scenario A3 --without sync, as root")
     showing = [failpoints.PROTECTIONS[name] for name in missing]
     chosen = _words(faults) or tuple(fault for protection in showing for fault in protection.faults) or DEFAULT
-    number = random.randrange(10_000) if seed is None else seed
+    number = _seed(seed)
     seconds = 60.0 * minutes
     return Options(
         seed=number,
@@ -103,18 +146,25 @@ def _words(text: str | None) -> tuple[str, ...]:
 def _list(session: Session) -> None:
     from agentmesh.chaos import failpoints
     from agentmesh.chaos.plan import KINDS
+    from agentmesh.chaos.scenarios import SCENARIOS
 
     if session.out.json:
         session.out.document(
             {
                 "faults": {name: kind.means for name, kind in KINDS.items()},
                 "protections": {name: one.means for name, one in failpoints.PROTECTIONS.items()},
+                "scenarios": {name: one.means for name, one in SCENARIOS.items()},
             }
         )
         return
     session.out.table(["FAULT", "WHAT"], [(name, kind.means) for name, kind in KINDS.items()])
     session.out.answer("")
     session.out.table(["--without", "WHAT"], [(name, one.means) for name, one in failpoints.PROTECTIONS.items()])
+    session.out.answer("")
+    session.out.table(
+        ["SCENARIO", "WHAT", "NEEDS"],
+        [(name, one.means, "root" if one.disk_mb else "") for name, one in SCENARIOS.items()],
+    )
 
 
 def _tell(session: Session, report: Report) -> None:
