@@ -23,6 +23,9 @@ NOTICE = 1.0
 SETTLE = 4.0
 """Seconds after a fault of broker or links in which everything may still be late, beside `ack_wait`."""
 
+EARLY = 0.05
+"""Seconds by which the clocks of broker and submitter may differ: they are the same clock here."""
+
 ASK_SLACK = 1.0
 """Seconds by which an asker may learn later than its timeout that there is no answer."""
 
@@ -80,6 +83,7 @@ class Checker:
             self._no_start_after_the_end,
             self._no_needless_start,
             self._settled_is_settled,
+            self._nothing_is_early,
             self._submits_succeed,
             self._asks_end_in_time,
             self._events_in_order,
@@ -198,11 +202,12 @@ class Checker:
     def _settled_is_settled(self) -> Iterator[Violation]:
         """What the broker confirmed to be done does not come again.
 
-        A task sent to the door, or whose submit had to be repeated, may have been queued twice: those are left out.
+        A task that was copied into its queue, from the door or the schedule, may have been queued twice; so may one whose
+        submit had to be repeated. Those are left out.
         """
         for story in self.stories.values():
             submitting, accepted, settled = story.first("submitting"), story.first("accepted"), story.first("settled")
-            if submitting is None or accepted is None or settled is None or submitting["door"]:
+            if submitting is None or accepted is None or settled is None or submitting["copied"]:
                 continue
             if accepted["seconds"] > 1.0 or story.of("unknown"):
                 continue
@@ -216,6 +221,16 @@ class Checker:
     def _under_way(story: Story, settled: Entry) -> bool:
         """Whether another delivery was out already, perhaps unread: an acknowledgement does not call that one back."""
         return [line["delivery"] for line in story.of("delivered") if line["mono"] <= settled["mono"]] != [1]
+
+    def _nothing_is_early(self) -> Iterator[Violation]:
+        for story in self.stories.values():
+            submitting, started = story.first("submitting"), story.first("started")
+            if submitting is None or started is None or submitting["delay"] is None:
+                continue
+            early = submitting["mono"] + submitting["delay"] - started["mono"]
+            if early > EARLY:
+                text = f"{story.task_id} was started {early:.2f} s before it was due"
+                yield Violation("delayed tasks wait until they are due", text, story.lines)
 
     # ------------------------------------------------------------ submitters and askers
 

@@ -74,9 +74,11 @@ class Watcher:
             counts = {
                 "tasks queued": await client.count("TASKS", f"ai.agent.tasks.{self._tenant}.>")
                 + await client.count("TASKS", f"ai.agent.tasks.{self._tenant}"),
+                "tasks delayed": await client.count("SCHED", f"ai.agent.sched.{self._tenant}.*"),
+                "tasks due": await client.count("SCHED", f"ai.agent.due.{self._tenant}"),
                 "durable events queued": await client.count("MAILBOX", f"ai.agent.mailbox.{self._tenant}.>"),
             }
-            for stream in ("TASKS", "MAILBOX"):
+            for stream in ("TASKS", "SCHED", "MAILBOX"):
                 for consumer in await self._consumers(client, stream):
                     unsettled = consumer["num_ack_pending"] + consumer["num_pending"]
                     counts[f"unsettled at {consumer['name']}"] = unsettled

@@ -25,6 +25,8 @@ class Planned:
     """Sent to the agent; else to the door, where a dispatcher finds it."""
     priority: str = "normal"
     deadline: float | None = None
+    delay: float | None = None
+    """Seconds that the broker keeps it before it is due."""
     cancel_after: float | None = None
     """Seconds after its acceptance at which it is cancelled, running, waiting or done."""
 
@@ -61,8 +63,8 @@ def _work(rng: random.Random, n: int, pause: float) -> Planned:
     elif length < 0.96:
         seconds = rng.uniform(0.5, 2.0)
     else:
-        seconds = rng.uniform(4.0, 8.0)  # longer than `ack_wait`
-    late, cancelled = rng.random() < 0.03, rng.random() < 0.12
+        seconds = rng.uniform(3.0, 5.0)  # longer than `ack_wait`
+    late, cancelled, delayed = rng.random() < 0.03, rng.random() < 0.12, rng.random() < 0.06
     return Planned(
         "work",
         n,
@@ -72,5 +74,6 @@ def _work(rng: random.Random, n: int, pause: float) -> Planned:
         addressed=rng.random() < 0.85,
         priority=rng.choice(("high", "normal", "normal", "low")),
         deadline=rng.uniform(0.5, 4.0) if late else None,
+        delay=rng.uniform(0.5, 3.0) if delayed else None,
         cancel_after=rng.uniform(0.0, 1.5 * seconds + 0.5) if cancelled else None,
     )

@@ -122,12 +122,19 @@ class Submitter:
             else agents.Work(n=step.n, seconds=step.seconds, failures=step.failures)
         )
         to = agents.NAME if step.addressed else None
-        self._record.write("submitting", task=task_id, step=step.step, deadline=step.deadline, door=not step.addressed)
+        self._record.write(
+            "submitting",
+            task=task_id,
+            step=step.step,
+            deadline=step.deadline,
+            delay=step.delay,
+            copied=not step.addressed or step.delay is not None,
+        )
         began = time.monotonic()
         while True:
             try:
                 job = await self._client.tasks.submit(
-                    task, to=to, task_id=task_id, priority=step.priority, deadline=step.deadline
+                    task, to=to, task_id=task_id, priority=step.priority, deadline=step.deadline, delay=step.delay
                 )
             except PublishTimeoutError as error:
                 self._record.write("unknown", task=task_id, error=str(error), seconds=time.monotonic() - began)

@@ -15,7 +15,15 @@ from agentmesh.chaos.members import Member
 from agentmesh.node import NodeAgent, NodeSpec
 from agentmesh.subjects import PRIORITIES, Subjects
 from agentmesh.supervisor import RestartPolicy
-from agentmesh.tasks.layout import ensure_streams, mailbox_consumer, task_consumer
+from agentmesh.tasks.layout import (
+    SCHEDULES,
+    dispatch_consumer,
+    due_consumer,
+    ensure,
+    ensure_streams,
+    mailbox_consumer,
+    task_consumer,
+)
 from agentmesh.transport import Transport, TransportOptions
 from agentmesh.up.plan import AgentPlan, BrokerPlan, MemoryPlan, UpPlan, dump
 
@@ -65,6 +73,9 @@ async def prepare(setting: Setting, urls: list[str]) -> None:
         await ensure_streams(transport)
         for priority in PRIORITIES:
             await transport.ensure_consumer(task_consumer(subjects, agents.NAME, priority, setting.ack_wait))
+        await ensure(transport, SCHEDULES)
+        await transport.ensure_consumer(dispatch_consumer(subjects, setting.ack_wait))
+        await transport.ensure_consumer(due_consumer(subjects, setting.ack_wait))
         await transport.ensure_consumer(mailbox_consumer(subjects, agents.NAME, setting.ack_wait))
 
 

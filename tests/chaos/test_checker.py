@@ -28,7 +28,7 @@ class Story:
         self.lines.append({"kind": kind, "mono": at, "at": at + 1000.0, "pid": pid, "role": f"p{pid}", **fields})
 
     def submit(self, task: str = "t", at: float = 1.0, **fields: Any) -> None:
-        about = {"step": "work", "deadline": None, "door": False, **fields}
+        about = {"step": "work", "deadline": None, "delay": None, "copied": False, **fields}
         self.line(at, SUBMITTER, "submitting", task=task, **about)
         self.line(at + 0.01, SUBMITTER, "accepted", task=task, seconds=0.01)
 
@@ -181,6 +181,15 @@ def test_a_settled_task_that_comes_again_is_found(story: Story) -> None:
     story.line(4.0, OTHER, "delivered", task="t", delivery=1)
 
     assert story.broken() == {"settled is settled"}
+
+
+def test_a_delayed_task_that_starts_early_is_found(story: Story) -> None:
+    story.submit(delay=5.0)
+    story.start(5.5)
+    story.effect(5.6)
+    story.result(5.7)
+
+    assert story.broken() == {"delayed tasks wait until they are due"}
 
 
 @pytest.mark.parametrize("status", ["dead", "expired", "failed"])

@@ -20,9 +20,10 @@ needs_disks = pytest.mark.skipif(bool(disk.why_not()), reason=disk.why_not())
 SEED = 3
 
 
-async def played(name: str, folder: Path, *without: str) -> Report:
+async def played(name: str, folder: Path, *without: str, **changes: float) -> Report:
     scenario = SCENARIOS[name]
-    return scenario.judged(await run(replace(scenario.options(SEED), keep=folder, without=without)))
+    options = replace(scenario.options(SEED), keep=folder, without=without, **changes)  # type: ignore[arg-type]
+    return scenario.judged(await run(options))
 
 
 async def keeps_every_promise(name: str, folder: Path) -> None:
@@ -40,7 +41,7 @@ async def test_a3_a_power_failure_loses_nothing_that_was_accepted(tmp_path: Path
 
 @needs_disks
 async def test_a3_without_sync_a_power_failure_loses_accepted_tasks(tmp_path: Path) -> None:
-    report = await played("A3", tmp_path, "sync")
+    report = await played("A3", tmp_path, "sync", patience=5.0)
 
     assert {"accepted = decided", "one result"} & {violation.promise for violation in report.violations}, told(report)
 

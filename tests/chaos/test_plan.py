@@ -8,6 +8,7 @@ import pytest
 
 from agentmesh.chaos.load import planned
 from agentmesh.chaos.plan import DEFAULT, KINDS, kinds, plan
+from agentmesh.chaos.scenarios import SCENARIOS, chosen
 from agentmesh.errors import UsageError
 
 
@@ -30,7 +31,7 @@ def test_every_fault_ends_within_the_time_and_every_kind_comes() -> None:
     faults = plan(3, 600.0, kinds(DEFAULT, cluster=True))
 
     assert max(fault.at + fault.seconds for fault in faults) <= 600.0
-    assert {fault.name for fault in faults} == set(KINDS)
+    assert {fault.name for fault in faults} == {name for name, kind in KINDS.items() if not kind.scenario}
 
 
 def test_one_broker_fault_at_a_time() -> None:
@@ -41,6 +42,19 @@ def test_one_broker_fault_at_a_time() -> None:
 
 def test_a_single_server_has_no_leader_to_lose() -> None:
     assert not [name for name in kinds(DEFAULT, cluster=False) if name.startswith("leader")]
+
+
+def test_a_fault_that_needs_servers_made_for_it_comes_in_scenarios_only() -> None:
+    with pytest.raises(UsageError, match="comes only in a scenario"):
+        kinds(["power-cut"], cluster=True)
+
+
+def test_scenarios_are_chosen_by_id_letter_or_all() -> None:
+    assert list(chosen(("a3", "K3"))) == ["A3", "K3"]
+    assert set(chosen(("A",))) == {name for name in SCENARIOS if name.startswith("A")}
+    assert chosen(("all",)) == SCENARIOS
+    with pytest.raises(UsageError, match="'Z9'"):
+        chosen(("Z9",))
 
 
 def test_a_fault_that_is_none_is_told_with_those_there_are() -> None:

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
 async def test_k3_mixed_faults_of_everything_break_no_promise(run_chaos: RunChaos) -> None:
-    report = await run_chaos(",".join(DEFAULT), seconds=45.0, seed=20, gap=1.5)
+    report = await run_chaos(",".join(DEFAULT), seconds=40.0, seed=20, gap=1.5)
 
     assert report.held, told(report)
     assert report.counts["tasks accepted"] > 300
@@ -44,12 +44,12 @@ async def test_without_a_protection_the_run_is_found_in_violation(
 
     report = await run_chaos(
         ",".join(chosen.faults),
-        seconds=12.0,
+        seconds=9.0,
         seed=3,
-        gap=1.0,
+        gap=0.8,
         shape=Shape(rate=chosen.rate),
         without=(protection,),
-        patience=10.0,
+        patience=8.0,
     )
 
     assert promise in {violation.promise for violation in report.violations}, told(report)
