@@ -202,8 +202,8 @@ class Checker:
     def _settled_is_settled(self) -> Iterator[Violation]:
         """What the broker confirmed to be done does not come again.
 
-        A task that was copied into its queue, from the door or the schedule, may have been queued twice; so may one whose
-        submit had to be repeated. Those are left out.
+        Left out are tasks that may have been queued twice: copied there from the door or the schedule, or submitted
+        again because there was no answer.
         """
         for story in self.stories.values():
             submitting, accepted, settled = story.first("submitting"), story.first("accepted"), story.first("settled")
