@@ -161,7 +161,7 @@ class Lease:
         self._loop.cancel()
         await asyncio.wait([self._loop])
         self._loop = None
-        had_it = self._revision > 0
+        had_it = self._revision > 0 and self._transport.is_connected
         self._lose("let go")
         with contextlib.suppress(AgentMeshError, TimeoutError):
             async with asyncio.timeout(RELEASE_TIMEOUT):

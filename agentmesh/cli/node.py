@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
-import socket
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,11 +70,18 @@ def _plan(session: Session, targets: list[str], only: str | None, replicas: list
     if everyone:
         plan = replace(plan, agents=tuple(replace(agent, replicas=everyone[-1]) for agent in plan.agents))
     plan = scaled(plan, [count for count in replicas if not count.isdigit()])
-    place = re.sub(r"[^A-Za-z0-9]", "-", socket.gethostname())[:20]
     return replace(
         plan,
         joined=True,
         memory=MemoryPlan(enabled=False),
         tools=ToolsPlan(),
-        run_dir=Path(".agentmesh", "nodes", f"{place}-{os.getpid()}"),
+        run_dir=_free_folder(plan.root),
     )
+
+
+def _free_folder(root: Path) -> Path:
+    """Where this node keeps its lock and logs: several may run from one project."""
+    from agentmesh.up import holder
+
+    folders = (Path(".agentmesh", "nodes", str(number)) for number in itertools.count(1))
+    return next(folder for folder in folders if holder((root / folder).absolute()) is None)

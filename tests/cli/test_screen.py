@@ -80,6 +80,10 @@ def test_a_start_shows_what_is_up_and_the_next_command(capsys: pytest.CaptureFix
             events.Reloaded(files=("a.py",), nodes=(), agents=(), seconds=0.1, problem="SyntaxError: bad\n"),
             "~ a.py changed, the old code runs on:\nSyntaxError: bad\n",
         ),
+        (
+            events.Elected(active=False, supervisor="home (pid 7 on h)"),
+            "~ standing by for the chores: home (pid 7 on h) does them",
+        ),
         (events.Stopping(reason="Ctrl-C", grace=10.0), "stopping (Ctrl-C): up to 10 s"),
         (
             events.Stopped(drained=3, given_back=1, seconds=0.2),
@@ -100,3 +104,11 @@ def test_with_json_each_event_is_one_line(capsys: pytest.CaptureFixture[str]) ->
     assert [line["event"] for line in lines][:3] == ["broker_ready", "service_ready", "agent_state"]
     assert lines[-1]["event"] == "ready"
     assert (lines[-1]["seconds"], lines[-1]["failed"]) == (0.93, 1)
+
+
+@pytest.mark.usefixtures("plain")
+def test_being_the_only_supervisor_is_not_worth_a_line_and_taking_over_is(capsys: pytest.CaptureFixture[str]) -> None:
+    active = events.Elected(active=True)
+
+    assert "active" not in shown(capsys, active)
+    assert "~ this supervisor is the active one now" in shown(capsys, events.Elected(active=False), active)
