@@ -24,6 +24,8 @@ ADVANTAGE = 4.0
 IN_HAND = 8
 """Tasks in hand for one record: they begin as soon as there is room."""
 
+_PARTS = 8
+
 _FADES = 5.0
 """Seconds in which what was begun loses most of its weight."""
 
@@ -45,6 +47,7 @@ class Line:
         self.open_at = 0.0
         """For a rate, when there may be room: monotonic time."""
         self._away: dict[int, int] = {}
+        """When they come back, in parts of a second of monotonic time: how many."""
         self._begun = 0.0
         self._begun_at = time.monotonic()
 
@@ -60,9 +63,9 @@ class Line:
 
     def waiting(self) -> int:
         """Tasks that this worker made wait and that wait still, as far as it knows."""
-        now = int(time.monotonic())
-        for second in [second for second in self._away if second < now]:
-            del self._away[second]
+        now = time.monotonic() * _PARTS
+        for part in [part for part in self._away if part < now]:
+            del self._away[part]
         return len(self.parked) + sum(self._away.values())
 
     def begun(self) -> None:
@@ -79,8 +82,8 @@ class Line:
         if limit.rate:
             delay = max(delay, self.open_at - now, 0.5 * away * limit.period / limit.rate)
         delay = min(LONGEST, max(SHORTEST, delay)) * random.uniform(0.75, 1.25)
-        second = int(now + delay)
-        self._away[second] = self._away.get(second, 0) + 1
+        part = int((now + delay) * _PARTS)
+        self._away[part] = self._away.get(part, 0) + 1
         return delay
 
     def _recently(self) -> float:

@@ -33,6 +33,9 @@ SHORTEST, LONGEST = 0.1, 60.0
 UNKNOWN, NOBODY = 0.5, 5.0
 """`retry_after` at the first refusal, and when nothing drains: no worker runs, or all are busy with long tasks."""
 
+_LONGEST_PAUSE = 2.0
+"""Seconds between tries, about: a worker may start at any moment."""
+
 _LOOK_AGAIN = 0.2
 """Seconds a look at the stream or a queue is good for."""
 
@@ -111,7 +114,7 @@ class Pressure:
                 raise refusal
             if patience.on_full is not None:
                 patience.on_full(refusal)
-            await asyncio.sleep(min(left, refusal.retry_after * random.uniform(0.5, 1.5)))
+            await asyncio.sleep(min(left, min(refusal.retry_after, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)))
 
     async def _room_for(self, subject: str, size: int) -> None:
         """Refuse a large body when others of that kind have filled their share."""

@@ -293,14 +293,13 @@ async def test_what_is_limited_and_who_waits_can_be_seen(stage: Stage) -> None:
     for _ in range(4):
         await stage.client.submit(Gated(key="host.example"), to="worker")
 
-    async def three_wait() -> bool:
-        return await waiting_at(stage) == 3
+    async def seen() -> bool:
+        (use,) = await Limits(stage.transport, stage.subjects).ls()
+        assert (use.scope, use.owner, use.kind, use.key) == ("task", "Gated", "slots", "host.example")
+        return (use.used, use.allowed, use.waiting) == (1, 1, 3)
 
-    await eventually(three_wait)
-
-    (use,) = await Limits(stage.transport, stage.subjects).ls()
-    assert (use.scope, use.owner, use.kind, use.key) == ("task", "Gated", "slots", "host.example")
-    assert (use.used, use.allowed, use.waiting) == (1, 1, 3)
+    await hall.has_started(1)
+    await eventually(seen)
 
 
 async def test_without_limits_nothing_is_kept_at_the_broker(own: Stage) -> None:
