@@ -120,6 +120,8 @@ class Attempt:
         self.limit_why = ""
         self.started_at = 0.0
         self.handling = False
+        self.handled = False
+        """Its handler has begun, at least."""
         self.settled = False
         self.away = False
         """It is a workflow that only waits, and takes no slot."""
@@ -273,7 +275,7 @@ class Attempt:
         """Run the handler; raises what it raises. `ended`: see `Desk.ended`."""
         assert self.body is not None
         self.context = context = self._context(self.body, ended)
-        self.handling = True
+        self.handling = self.handled = True
         try:
             value = await self.bench.run(task, context)
             await context.flush()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,9 @@ IN_HAND = 32
 
 _LOOK_EVERY = 0.5
 """Seconds between looks at limits that tasks wait for; a prompt comes earlier, but may get lost."""
+
+_HERE = 0.75
+"""How often a place is offered to a task in hand here before those at other workers hear of it."""
 
 _LOOKS = 64
 """Lines looked at each time."""
@@ -212,6 +216,9 @@ class Gate:
             if not held:
                 self._held.pop(path, None)
             self._chore(self._free(path, attempt.mark))
+            line = self._lines.get(path)
+            if attempt.handled and line is not None and random.random() < _HERE:
+                self._open(line, 1)  # nobody has to tell us; but those who wait elsewhere get their turns, too
         attempt.places.clear()
 
     async def _take_all(

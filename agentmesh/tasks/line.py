@@ -54,7 +54,7 @@ class Line:
     @property
     def takes(self) -> bool:
         """Whether one more can be kept in hand."""
-        return len(self.parked) < min(IN_HAND, max(2, self.rule.limit.allowed))
+        return len(self.parked) < min(IN_HAND, 2 * self.rule.limit.allowed)
 
     @property
     def closed(self) -> bool:

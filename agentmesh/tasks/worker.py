@@ -266,13 +266,20 @@ class TaskWorker:
         elif self._gate is not None and not self._closed and (line := self._gate.glance(delivery)) is not None:
             self._put_off(Attempt(self._bench, delivery), line)
         elif self._room() <= (-SCOUTS if self._all_waited else 0):
-            self._chore(give_back(self._bench, delivery, PAUSED if self._paused else "no slot free"))
+            self._refuse(delivery)
         else:
             attempt = self._in_hand[delivery.sequence] = Attempt(self._bench, delivery)
             self._held.append(attempt)
             self._all_waited = False
             self._pulse.wake()
             self._fill_slots()
+
+    def _refuse(self, delivery: Delivery) -> None:
+        """Let another worker have it. Of one whose waiting is recorded, deliveries do not count anyway."""
+        if delivery.sequence in self._recorded:
+            self._chore(self._transport.nak(delivery))
+        else:
+            self._chore(give_back(self._bench, delivery, PAUSED if self._paused else "no slot free"))
 
     def _fill_slots(self) -> None:
         if self._closed and self._gate is not None:

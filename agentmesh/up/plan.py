@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
-from agentmesh.errors import ConfigError
+from agentmesh.errors import ConfigError, DefinitionError
 from agentmesh.limits import Limit, rules
 from agentmesh.subjects import token
 from agentmesh.supervisor import AutoShutdown, RestartPolicy, Strategy
@@ -200,8 +200,8 @@ class UpPlan:
                 raise ConfigError(f"agents.{agent.name}.env", 'needs isolation = "process"')
             if agent.replicas < 0:
                 raise ConfigError(f"agents.{agent.name}.replicas", f"{agent.replicas}: expected 0 or more")
-            rules("agent", agent.name, agent.limits)
-        rules("tenant", self.tenant, self.limits)
+            _check_limits(f"agents.{agent.name}.limits", agent.limits)
+        _check_limits("limits.tenant", self.limits)
         self._check_groups()
         if self.ttl < 1 or self.ttl != int(self.ttl):
             raise ConfigError("supervisor.ttl", f"{self.ttl:g}: expected whole seconds, 1 or more")
@@ -256,6 +256,13 @@ class UpPlan:
             tls_key=broker.tls_key,
             replicas=broker.replicas,
         )
+
+
+def _check_limits(key: str, limits: Sequence[Limit]) -> None:
+    try:
+        rules("limits", "all", limits)
+    except DefinitionError as error:
+        raise ConfigError(key, error.problem) from None
 
 
 _adapter = TypeAdapter(UpPlan)

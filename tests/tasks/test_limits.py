@@ -61,7 +61,7 @@ async def finish(jobs: list[Job[str]], timeout: float = 30.0) -> None:
 # ------------------------------------------------------------ exactness
 
 
-async def test_never_more_at_once_for_a_key_and_in_a_period_than_allowed_over_three_processes(
+async def test_l1_never_more_at_once_for_a_key_and_in_a_period_than_allowed_over_three_processes(
     own: Stage, start: Start, log: Log
 ) -> None:
     await three(start)
@@ -106,7 +106,7 @@ async def test_a_limit_of_the_tenant_covers_all_its_agents(own: Stage, start: St
 # ------------------------------------------------------------ faults
 
 
-async def test_the_slots_of_a_killed_worker_are_free_within_ack_wait(own: Stage, start: Start, log: Log) -> None:
+async def test_l2_the_slots_of_a_killed_worker_are_free_within_ack_wait(own: Stage, start: Start, log: Log) -> None:
     doomed = await start()
     await submit(own, [Two(seconds=60), Two(seconds=60)])
     await doomed.line_matching("^started", nth=2)
@@ -124,7 +124,7 @@ async def test_the_slots_of_a_killed_worker_are_free_within_ack_wait(own: Stage,
 
 
 @pytest.mark.slow
-async def test_a_frozen_worker_loses_its_slots_and_is_counted_again_when_it_is_back(
+async def test_l3_a_frozen_worker_loses_its_slots_and_is_counted_again_when_it_is_back(
     own: Stage, start: Start, log: Log
 ) -> None:
     frozen = await start(slots=2)
@@ -144,7 +144,7 @@ async def test_a_frozen_worker_loses_its_slots_and_is_counted_again_when_it_is_b
 
 
 @pytest.mark.slow
-async def test_limits_hold_over_a_restart_of_the_broker(own: Stage, start: Start, log: Log, server: Server) -> None:
+async def test_l4_limits_hold_over_a_restart_of_the_broker(own: Stage, start: Start, log: Log, server: Server) -> None:
     await three(start)
     jobs = await submit(own, [Two(key="two", seconds=0.3), Paced(key="paced")] * 12)
     await eventually(lambda: len(log.starts()) > 4)
@@ -200,7 +200,7 @@ class Hall:
                 await self.changed.wait()
 
 
-async def test_waiting_uses_no_attempt_and_leaves_no_trail(stage: Stage) -> None:
+async def test_l5_waiting_uses_no_attempt_and_leaves_no_trail(stage: Stage) -> None:
     hall = Hall()
     await stage.work(run=hall.run, types={"Gated": Gated}, slots=2)
     await stage.work(run=hall.run, types={"Gated": Gated}, slots=2)
@@ -214,10 +214,11 @@ async def test_waiting_uses_no_attempt_and_leaves_no_trail(stage: Stage) -> None
         assert await asyncio.gather(*(job.result() for job in jobs)) == ["done"] * 40
     assert hall.started == [("a", 1)] * 40
     for job in jobs:
-        assert len(await stage.transport.messages("STREAMS", stage.subjects.stream(job.id))) <= 2
+        # that it waits, that it begins, and perhaps that a worker had no slot free: not one for each look
+        assert len(await stage.transport.messages("STREAMS", stage.subjects.stream(job.id))) <= 3
 
 
-async def test_nobody_waits_behind_tasks_of_another_key(stage: Stage) -> None:
+async def test_l6_nobody_waits_behind_tasks_of_another_key(stage: Stage) -> None:
     hall = Hall()
     await stage.work(run=hall.run, types={"Gated": Gated}, slots=2)
     for _ in range(300):

@@ -90,7 +90,7 @@ async def test_submit_waits_for_room_as_long_as_it_is_told(server: Server, open_
     assert await (await submitting).result(20) == 4
 
 
-async def test_large_tasks_of_one_tenant_leave_room_for_another(
+async def test_e2_large_tasks_of_one_tenant_leave_room_for_another(
     server: Server, open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bounds(monkeypatch, layout.TASKS, max_bytes=4_000_000)
