@@ -13,7 +13,7 @@ same call tree:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -54,8 +54,8 @@ class Context:
     """The task for which this is done: the one at hand, or the one whose handler asked, directly or not."""
     budget: Grants = ()
     """What the call tree may use; the outermost budget first."""
-    submitted: list[str] | None = None
-    """Ids of the tasks that were submitted by this handler and end with it."""
+    submitted: MutableSequence[str] | None = None
+    """Ids of the tasks that were submitted by this handler and end with it; of the handler of a task, the last one."""
     attempt: Attempt | None = None
     """The attempt at hand, in the handler of a task."""
 

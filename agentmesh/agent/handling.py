@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
@@ -91,7 +92,7 @@ class Handling:
         self._counters.handled += 1
         return None
 
-    async def _cancel_tasks(self, task_ids: list[str]) -> None:
+    async def _cancel_tasks(self, task_ids: Sequence[str]) -> None:
         """What a request started is of no use any more. What cannot be reached ends at the deadline it inherited."""
         by = f"the end of the request to {self._name} that submitted it"
         try:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -418,7 +419,7 @@ class Attempt:
             body.hops,
             "" if ended else body.task_id,  # what undoes something must not end with what it undoes
             body.budget,
-            submitted=[],
+            submitted=deque(maxlen=1),  # they look after themselves: it is enough to know that there are some
             attempt=context,
         )
         enter(self._scope)

@@ -154,6 +154,8 @@ class ToolClient:
         name = tool.name if isinstance(tool, Tool) else tool
         subject = self._subjects.tool(name)
         encode = tool.encode_arguments if isinstance(tool, Tool) else functools.partial(encode_arguments, name)
+        if key == "":
+            raise ToolArgumentsError(name, "its idempotency key is empty")
         context = current()
         seconds = _seconds(tool, timeout, deadline)
         grants = covering()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -155,3 +156,33 @@ async def test_detached_tasks_go_on_when_what_submitted_them_is_cancelled(
     await eventually(lambda: len(ledger.lines("effect")) > before + 20, what="the leaves go on")
     for task_id in ledger.tasks("level0"):
         assert (await client.tasks.get(task_id)).state == "running"
+
+
+@pytest.mark.slow
+async def test_l3_trees_end_while_their_workers_are_killed_again_and_again(
+    client: Client, ledger: Ledger, start_node: StartNode
+) -> None:
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rnd = random.Random(seed)
+    nodes = list(await asyncio.gather(*(start_node() for _ in range(3))))
+    roots = [await client.submit(Grow(level=2, fan=2), to=AGENT, deadline=rnd.choice((None, 8.0))) for _ in range(2)]
+
+    for _ in range(6):
+        await asyncio.sleep(rnd.uniform(0.2, 0.8))  # the kills come at any time
+        victim = nodes.pop(rnd.randrange(len(nodes)))
+        victim.kill9()
+        await victim.wait()
+        nodes.append(await start_node())
+    ended = [await root.cancel() for root in roots]
+
+    async with asyncio.timeout(30):
+        statuses = {(await root.outcome()).status for root in roots}
+        below = [body.status for level in (0, 1) for body in await outcomes(client, ledger, level)]
+    assert all(ended) or "expired" in statuses
+    assert statuses <= {"cancelled", "expired"}
+    assert set(below) <= {"cancelled", "expired"}
+    await quiet_since(ledger, 10.0)
+    await assert_still(ledger)
+    waiting = await client.tasks.ls()
+    assert [one.task_id for one in waiting if one.state in ("waiting", "running")] == []

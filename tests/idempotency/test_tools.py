@@ -110,6 +110,8 @@ async def test_a_key_for_another_call_is_refused(mesh: Mesh, book: Path) -> None
 
     with pytest.raises(IdempotencyConflictError, match="used for tool charge with other content"):
         await mesh.tools.call(charge, path=str(book), amount=6, key="k")
+    with pytest.raises(ToolArgumentsError, match="key is empty"):
+        await mesh.tools.call(charge, path=str(book), amount=5, key="")
     with pytest.raises(ToolArgumentsError, match="invoke"):
         await mesh.tools.call(lookup, key="k")
     assert effects(book) == 1
