@@ -40,6 +40,8 @@ log = logging.getLogger("agentmesh.node")
 
 ESCALATED = 70
 """Exit code: every agent has failed more often than its policy allows."""
+NO_LOGIN = 77
+"""Exit code: the broker does not let this process in any more."""
 KILLED = 130
 """Exit code: somebody did not want to wait for the drain."""
 
@@ -130,6 +132,7 @@ class Node:
             "drain": self._drain,
         }
         self._control = ControlService(transport, subjects.node_control(spec.name), operations)
+        transport.on_state(self._on_connection)
 
     async def run(self) -> int:
         """Host the agents until the process is told to stop; the exit code."""
@@ -260,6 +263,11 @@ class Node:
         if self._stop.done():
             os._exit(KILLED)
         self._finish(0)
+
+    def _on_connection(self, state: str) -> None:
+        if state == "closed" and self._transport.closed_because:
+            log.error("node %s ends: %s", self.spec.name, self._transport.closed_because)
+            self._finish(NO_LOGIN)
 
     def _finish(self, code: int) -> None:
         if not self._stop.done():

@@ -24,7 +24,7 @@ from agentmesh.errors import (
 )
 from agentmesh.ids import new_id
 from agentmesh.transport.client import NatsClient
-from agentmesh.transport.dialing import dial, hang_up, plain, version_of
+from agentmesh.transport.dialing import REFUSED, dial, hang_up, plain, version_of
 from agentmesh.transport.inbox import Mux
 from agentmesh.transport.options import TransportOptions, shown_url
 from agentmesh.transport.watchdog import Watchdog
@@ -85,6 +85,8 @@ class Connection:
         self._listeners: list[Callable[[str], None]] = []
         self._wait = 0.2
         self._last_problem = ""
+        self.closed_because = ""
+        """Why we closed it without being asked to; empty if we did not."""
         self._prefix = f"{options.reply_prefix}.{new_id()}"
         self._unique = itertools.count(1)
         self.inbox = Mux(self, self._prefix)
@@ -118,7 +120,7 @@ class Connection:
             return
         nc, was = self._nc, self.state
         self._set_state("closed")
-        self.inbox.fail_all("the connection was closed")
+        self.inbox.fail_all(self.closed_because or "the connection was closed")
         for task in (self._watching, self._rebuilding):
             if task is not None:
                 task.cancel()
@@ -168,7 +170,7 @@ class Connection:
     async def until_usable(self, timeout: float) -> None:
         """Wait for a connection; ConnectionLostError if there is none within `timeout` seconds."""
         if self.state == "closed":
-            raise ConnectionClosedError
+            raise self._closed()
         try:
             async with asyncio.timeout(timeout):
                 await self._usable.wait()
@@ -193,7 +195,7 @@ class Connection:
         while self._nc.buffered > HIGH_WATER or self._nc.is_closed:
             left = deadline - loop.time()
             if self.state == "closed":
-                raise ConnectionClosedError
+                raise self._closed()
             if left <= 0:
                 raise ConnectionLostError(f"the broker took no data for {patience:g} s; nothing was sent")
             if self._room is None or self._room.done():
@@ -213,7 +215,7 @@ class Connection:
         """
         check_pattern(subject)
         if self.state == "closed":
-            raise ConnectionClosedError
+            raise self._closed()
         subscription = Subscription(self, subject, callback, queue)
         self._subscriptions[subscription] = None
         if not self._nc.is_closed:
@@ -224,6 +226,9 @@ class Connection:
             self.forget(subscription)
             raise PermissionDeniedError("subscribe", subject)
         return subscription
+
+    def _closed(self) -> ConnectionClosedError:
+        return ConnectionClosedError(self.closed_because) if self.closed_because else ConnectionClosedError()
 
     def unique_subject(self) -> str:
         """The stem of reply subjects to subscribe to; inside what this user may read, outside the inbox wildcard."""
@@ -246,6 +251,8 @@ class Connection:
         denied = _DENIED.search(str(error))
         if denied is not None:
             self._on_denied(denied.group(1).lower(), denied.group(2))
+        elif self.state == "reconnecting" and self._last_problem == REFUSED:
+            self.rebuild(REFUSED)  # with credentials asked for anew, and for a limited time
         elif self.state == "reconnecting":
             self._wait = min(2.0, self._wait * 1.3)
             self._nc.options["reconnect_time_wait"] = self._wait * random.uniform(0.8, 1.2)
@@ -284,6 +291,8 @@ class Connection:
 
     async def _rebuild(self) -> None:
         pause, said = 0.2, ""
+        loop = asyncio.get_running_loop()
+        refused_since: float | None = None
         while self.state != "closed":
             nc = NatsClient()
             try:
@@ -298,12 +307,28 @@ class Connection:
                 if str(error) != said:
                     said = str(error)
                     log.warning("broker connection %s: %s", self.name, error)
+                if not (isinstance(error, BrokerUnavailableError) and error.problem == REFUSED):
+                    refused_since = None
+                elif refused_since is None:
+                    refused_since = loop.time()
+                elif loop.time() - refused_since >= self.options.login_patience:
+                    await self._give_up()
+                    return
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(2.0, pause * 2)
             else:
                 self._rebuilding = None
                 self._up()
                 return
+
+    async def _give_up(self) -> None:
+        """The login was good once, and is not any more."""
+        self.closed_because = (
+            f"{REFUSED} for {self.options.login_patience:g} s: it was changed, revoked, or has expired"
+        )
+        log.error("broker connection %s is closed for good: %s", self.name, self.closed_because)
+        self._rebuilding = None
+        await self.close()
 
     # -- state
 

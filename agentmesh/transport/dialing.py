@@ -17,6 +17,8 @@ from agentmesh.transport.options import TransportOptions, shown_url
 
 log = logging.getLogger("agentmesh.transport")
 
+REFUSED = "the broker refused the login"
+
 
 async def dial(
     nc: NatsClient, options: TransportOptions, name: str, timeout: float, callbacks: Mapping[str, Any]
@@ -79,7 +81,7 @@ async def hang_up(nc: NatsClient) -> None:
 def plain(error: BaseException) -> str:
     """The text of a client error, without the client's prefix."""
     text = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
-    return "the broker refused the login" if "authorization" in text.lower() else text
+    return REFUSED if re.search(r"authori[sz]ation|authentication", text, re.IGNORECASE) else text
 
 
 def version_of(text: str) -> tuple[int, ...]:

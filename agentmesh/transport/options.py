@@ -39,7 +39,11 @@ class TransportOptions:
     `tls { handshake_first: true }`. Otherwise credentials could be asked for in plain text."""
 
     connect_timeout: float = 5.0
-    """Seconds for the first connection. Later ones are tried for ever."""
+    """Seconds for the first connection. Later ones are tried for ever, unless the login is refused."""
+
+    login_patience: float = 30.0
+    """Seconds for which a login that was good and is refused now is tried again, with credentials asked for anew each
+    time. Then the connection is closed for good, which ends a node process."""
 
     replicas: int | None = None
     """Copies of each stream; None: 3 when the cluster has 3 or more nodes, else 1."""

@@ -111,6 +111,11 @@ class Transport:
     def is_connected(self) -> bool:
         return self.connection.state == "connected"
 
+    @property
+    def closed_because(self) -> str:
+        """Why the connection was closed for good without `close` being called; empty if it was not."""
+        return self.connection.closed_because
+
     def on_state(self, callback: Callable[[str], None]) -> None:
         """Call `callback(state)` at every change. It must not block; what it raises is logged."""
         self.connection.on_state(callback)
