@@ -472,6 +472,8 @@ class AgentCell:
             del life.guests[guest]
             if seat is None or seat.taken:
                 self._release(life)
+            if seat is not None:
+                seat.close()
         self.counters.handled += 1
         return result
 
@@ -479,12 +481,14 @@ class AgentCell:
         """Take a slot again for a handler that gave its own up to wait."""
         try:
             given = await self._take_turn()
-            if given is life:
+            if given is life and guest in life.guests:
                 return
-            self._release(given)  # the agent was restarted: the handler belongs to an instance that is no more
+            self._release(given)  # the agent was restarted, or the handler has ended and left this one behind
         except AgentStoppedError:
             pass
-        if not life.guests.get(guest, True):
+        if guest not in life.guests:
+            raise asyncio.CancelledError
+        if not life.guests[guest]:
             life.guests[guest] = True
             guest.cancel()
         await asyncio.Event().wait()  # its end is on the way

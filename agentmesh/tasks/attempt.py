@@ -283,6 +283,9 @@ class Attempt:
             return value
         finally:
             self.handling = False
+            context.seat.close()
+            if self.away:  # it was cancelled while it waited
+                self._sat(True)
             await context.flush_steps()
 
     async def _settle(self, outcome: Outcome) -> None:

@@ -46,6 +46,10 @@ class Seat:
         """Say how the place at the agent is given up and taken again."""
         self._release, self._take = release, take
 
+    def close(self) -> None:
+        """The handler has ended: a strand that it left behind gets no place, and gives none up."""
+        self._release, self._take, self._on_change = _nothing, _at_once, None
+
     def add(self, strand: asyncio.Task[Any]) -> None:
         """There is another strand, and it does not wait."""
         if strand not in self._strands:
