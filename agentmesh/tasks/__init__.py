@@ -20,6 +20,7 @@ deadline: what is not done by then is `expired`, whether it waits or runs.
 | `worker`   | takes tasks from the queues (`lanes`), keeps them alive (`pulse`)         |
 | `attempt`  | the life of a task at a worker; what becomes of it (`outcome`), of its saga (`undoing`) |
 | `workflow` | handlers that go on where they were: the verbs of `context` (`verbs`)      |
+| `clock`    | its time limit and deadline; `giving`: giving tasks back                  |
 | `seat`     | the place a handler takes, given up while it only waits                   |
 | `context`  | what a handler knows and can say                                         |
 | `submission` | a task as it is submitted, and what it inherits                          |

@@ -46,9 +46,11 @@ from agentmesh.ids import now
 from agentmesh.messages import Task, TaskPolicy
 from agentmesh.subjects import Subjects
 from agentmesh.tasks import dead, history, lineage, slot, wire
+from agentmesh.tasks.clock import DEADLINE, TIME_LIMIT, Clock
 from agentmesh.tasks.context import Desk, TaskContext
 from agentmesh.tasks.fence import AttemptBody
 from agentmesh.tasks.gate import Gate, parameters
+from agentmesh.tasks.giving import give_back
 from agentmesh.tasks.line import Line
 from agentmesh.tasks.lineage import Ending
 from agentmesh.tasks.outcome import Again, Dead, Decided, Leave, Outcome, Return, Wait, inside
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agentmesh.tasks")
 
-TIME_LIMIT, DEADLINE, ENDED, STOPPED = "time limit", "deadline", "ended", "stopped"
+ENDED, STOPPED = "ended", "stopped"
 CROWDED = "too many workflows wait here"
 """Why a handler is interrupted."""
 
@@ -117,9 +119,7 @@ class Attempt:
         self.why = ""
         """Why it was interrupted; empty if it was not."""
         self.why_at = 0.0
-        self.limit_at = float("inf")
-        self.limit_why = ""
-        self.started_at = 0.0
+        self.clock = Clock()
         self.handling = False
         self.handled = False
         """Its handler has begun, at least."""
@@ -130,10 +130,6 @@ class Attempt:
         """Its task is decided; the handler runs once more, to undo what a saga did."""
         self.context: TaskContext | None = None
         """Of the handler that was begun last."""
-        self.work_until = float("inf")
-        """When the time limit is reached."""
-        self.deadline_at = float("inf")
-        self._work_left = 0.0
         self._ending: Ending | None = None
         self._scope: Context | None = None
         """Of the handler; knows whether it has submitted tasks."""
@@ -246,7 +242,7 @@ class Attempt:
         """Run the handler; whatever it does becomes an outcome."""
         if self.why:
             return self.interrupted()
-        self._start_clock(body)
+        self.clock.start(self.policy.time_limit, body.deadline)
         try:
             value = await self.run(task)
         except asyncio.CancelledError:
@@ -378,21 +374,10 @@ class Attempt:
         entry = Failure(self.delivery.attempt, bench.node)
         await history.record(bench.transport, bench.subjects, self.task_id, kind, entry)
 
-    def _start_clock(self, body: TaskBody) -> None:
-        self.started_at = self.loop.time()
-        self.work_until = self.started_at + self.policy.time_limit
-        if body.deadline is not None:
-            self.deadline_at = self.started_at + (body.deadline - now()).total_seconds()
-        self._set_limit()
-
-    def _set_limit(self) -> None:
-        self.limit_at = min(self.work_until, self.deadline_at)
-        self.limit_why = DEADLINE if self.deadline_at < self.work_until else TIME_LIMIT
-
     def begin_undoing(self) -> None:
         """The handler runs once more, without limits, to undo what a saga did."""
         self.why, self.undoes = "", True
-        self.work_until = self.deadline_at = self.limit_at = float("inf")
+        self.clock.clear()
 
     def _context(self, body: TaskBody, ended: str) -> TaskContext:
         """The handler's context; its own messages inherit deadline and trace."""
@@ -434,14 +419,8 @@ class Attempt:
 
     def _sat(self, taken: bool) -> None:
         """A workflow gave its place up or has it again. Time in which it only waits does not count as its own."""
-        time = self.loop.time()
         self.away = not taken
-        if self.away:
-            self._work_left = self.work_until - time
-            self.work_until = float("inf")
-        else:
-            self.work_until = time + self._work_left
-        self._set_limit()
+        (self.clock.go_on if taken else self.clock.stop)()
         self.bench.moved(self)
 
     def cancelled_from_outside(self) -> bool:
@@ -529,38 +508,3 @@ class Attempt:
             worker=self.bench.node,
             fingerprint=self.body.fingerprint,
         )
-
-
-async def give_back(bench: Bench, delivery: Delivery, reason: str, delay: float = 0.0) -> None:
-    """Let another worker have the task; it does not count as an attempt."""
-    task_id = wire.peek_id(delivery.data)
-    if task_id:
-        entry = Failure(delivery.attempt, bench.node, "", reason)
-        try:
-            await history.record(bench.transport, bench.subjects, task_id, history.RETURNED, entry)
-        except BrokerError as error:
-            log.warning("task %s is given back unrecorded, which counts as an attempt: %s", task_id, error)
-    await bench.transport.nak(delivery, delay)
-
-
-async def send_away(bench: Bench, delivery: Delivery, delay: float, *, recorded: bool) -> None:
-    """Have a task that a limit makes wait delivered again after `delay` seconds; that counts as no attempt.
-
-    Args:
-        bench: The worker's.
-        delivery: Of the task.
-        delay: Seconds.
-        recorded: It is recorded already that the task waits.
-    """
-    task_id = wire.peek_id(delivery.data)
-    if not recorded and delivery.attempt > 1:
-        recorded = (await history.read(bench.transport, bench.subjects, task_id)).waits
-    if not recorded:
-        await record_wait(bench, delivery)
-    await bench.transport.nak(delivery, delay)
-
-
-async def record_wait(bench: Bench, delivery: Delivery) -> None:
-    """From now on the task's attempts are counted as they begin, however often it is delivered."""
-    entry = Failure(delivery.attempt, bench.node)
-    await history.record(bench.transport, bench.subjects, wire.peek_id(delivery.data), history.WAITS, entry)

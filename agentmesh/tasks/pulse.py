@@ -79,8 +79,8 @@ class Pulse:
                 self._chore(look(attempt))
         if not attempt.handling:
             return
-        if now >= attempt.limit_at:
-            attempt.interrupt(attempt.limit_why)
+        if now >= attempt.clock.limit_at:
+            attempt.interrupt(attempt.clock.limit_why)
         if attempt.why and now - attempt.why_at > STUBBORN and not attempt.settled:
             self._chore(attempt.abandon())
 

@@ -16,8 +16,9 @@ from agentmesh.ids import new_id
 from agentmesh.limits import Limit
 from agentmesh.messages import Task
 from agentmesh.subjects import Subjects
-from agentmesh.tasks.attempt import CROWDED, PAUSED, STOPPED, Attempt, Bench, Runner, give_back, record_wait, send_away
+from agentmesh.tasks.attempt import CROWDED, PAUSED, STOPPED, Attempt, Bench, Runner
 from agentmesh.tasks.gate import Gate
+from agentmesh.tasks.giving import give_back, record_wait, send_away
 from agentmesh.tasks.lanes import Lanes
 from agentmesh.tasks.layout import ACK_WAIT, ensure_streams
 from agentmesh.tasks.line import Line
@@ -391,7 +392,7 @@ async def _ended(work: set[asyncio.Task[None]], timeout: float) -> None:
 
 def _running(attempt: Attempt) -> Running:
     assert attempt.body is not None
-    seconds = asyncio.get_running_loop().time() - attempt.started_at
+    seconds = asyncio.get_running_loop().time() - attempt.clock.started_at
     return Running(
         attempt.task_id,
         attempt.body.task_type,
