@@ -717,8 +717,9 @@ class NoSuchScheduleError(ScheduleError):
         self.near = list(near)
 
     def __str__(self) -> str:
-        hint = f"; did you mean {' or '.join(repr(n) for n in self.near)}?" if self.near else ""
-        return f"no schedule {self.schedule_id!r}{hint}; see: agentmesh schedule ls"
+        near = " or ".join(repr(name) for name in self.near)
+        hint = f"did you mean {near}?" if near else "see: agentmesh schedule ls"
+        return f"no schedule {self.schedule_id!r}; {hint}"
 
 
 class LedgerError(AgentMeshError):

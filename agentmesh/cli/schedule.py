@@ -52,7 +52,7 @@ def ls(
     "add",
     example="""agentmesh schedule add Digest --id nightly --cron '0 0 3 * * *' --tz Europe/Berlin
 agentmesh schedule add Poll --data '{"feed": "news"}' --every 5m --to reader
-agentmesh schedule add Remind --data '{"what": "tea"}' --at 2036-12-24T18:00""",
+agentmesh schedule add Remind --data '{"what": "tea"}' --at 2030-12-24T18:00""",
 )
 def add(
     session: Session,

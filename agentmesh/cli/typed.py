@@ -17,7 +17,7 @@ M = TypeVar("M")
 
 At = Annotated[
     str | None,
-    typer.Option("--at", metavar="TIME", help="When it is due: 2026-12-24T18:00, local time unless it says another."),
+    typer.Option("--at", metavar="TIME", help="When it is due: 2030-12-24T18:00, local time unless it says another."),
 ]
 
 
@@ -129,7 +129,7 @@ def moment(given: str | None, zone: str | None = None) -> datetime | None:
     try:
         time = datetime.fromisoformat(given)
     except ValueError:
-        raise UsageError(f"--at {given!r}: expected a time such as 2026-12-24T18:00 or 2026-12-24T17:00Z") from None
+        raise UsageError(f"--at {given!r}: expected a time such as 2030-12-24T18:00 or 2030-12-24T17:00Z") from None
     if time.tzinfo is not None:
         return time
     return time.astimezone() if zone is None else time.replace(tzinfo=_zone(zone))

@@ -3,7 +3,7 @@
 | fixture       | scope    | what                                                                                    |
 | ------------- | -------- | --------------------------------------------------------------------------------------- |
 | `nats_server` | session  | an embedded broker (`agentmesh.broker.EmbeddedBroker`) with a temporary store             |
-| `mesh`        | function | a connected `Mesh` in a tenant of its own, with dispatcher and memory service            |
+| `mesh`        | function | a connected `Mesh` in a tenant of its own, with dispatcher, mover and memory service     |
 | `spawn`       | function | `await spawn(AgentClass, ...)`, like `mesh.spawn`; the agents end with the test          |
 | `probe`       | function | `await probe("name")`: an address that records what it receives                          |
 

@@ -85,6 +85,24 @@ async def test_a15_tasks_purged_behind_our_back_are_all_decided(own: Stage, keep
     assert len(own.handlers.started) == 20
 
 
+@pytest.mark.slow
+async def test_a15_purged_tasks_are_decided_within_a_minute(own: Stage, path: Path) -> None:
+    reconciler = Reconciler(own.client, Ledger(path))
+    await reconciler.start()
+    jobs = [await own.client.submit(Double(n=n), to="worker") for n in range(20)]
+    await own.work()
+    await asyncio.gather(*(job.result(10) for job in jobs))
+    held = [await own.client.submit(Double(n=n), to="later") for n in range(20)]
+    await lose(own)
+    await own.work("later")
+
+    async with asyncio.timeout(60):
+        assert [await job.result() for job in held] == [2 * n for n in range(20)]
+
+    await empty(path)
+    await reconciler.stop()
+
+
 async def test_what_waits_or_runs_is_found_and_not_submitted_again(own: Stage, keep: Keep) -> None:
     reconciler = await keep(own)
     await own.work(slots=1)

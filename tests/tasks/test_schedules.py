@@ -22,7 +22,7 @@ from agentmesh.tasks import layout
 from agentmesh.tasks.mover import firing_id
 from agentmesh.transport import Delivery, Transport, TransportOptions
 from agentmesh.when import repeating
-from tests.harness import Server, eventually
+from tests.harness import Cluster, Server, eventually
 from tests.tasks.conftest import OpenStage, Stage
 from tests.tasks.kinds import Double, Hold
 
@@ -248,6 +248,27 @@ async def test_a_repeating_task_goes_on_after_the_broker_was_killed(own: Stage, 
 
     ids = [task_id for task_id, _, _ in own.handlers.started]
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.slow
+async def test_a_cluster_goes_on_firing_when_the_node_that_fires_is_killed() -> None:
+    async with Cluster() as cluster:
+        stage = Stage(await Transport.connect(TransportOptions(url=cluster.urls)))
+        await stage.work()
+        await stage.move()
+        await stage.client.schedule(Double(n=2), every=1, to="worker", schedule_id="tick")
+        delayed = await stage.client.submit(Double(n=4), to="worker", delay=4)
+        await stage.handlers.has_started(1, timeout=20)
+        info = await stage.transport._api.call(f"STREAM.INFO.{layout.SCHED}")
+
+        cluster.named(info["cluster"]["leader"]).kill9()
+        before = len(stage.handlers.started)
+        await stage.handlers.has_started(before + 3, timeout=40)
+
+        assert await delayed.result(20) == 8
+        ids = [task_id for task_id, _, _ in stage.handlers.started]
+        assert len(set(ids)) == len(ids)
+        await stage.close()
 
 
 @pytest.mark.slow
