@@ -299,7 +299,8 @@ class Gate:
         line = self._lines.get(path)
         if line is None:
             line = self._lines[path] = Line(path, rule, rule.limit.value(task))
-        line.full, line.open_at = True, time.monotonic() + wait
+        line.full, line.looked_at = True, time.monotonic()
+        line.open_at = line.looked_at + wait
         self._busy.set()
         if rule.limit.rate:
             self._prompted.set()  # for the loop to sleep no longer than that
@@ -366,6 +367,7 @@ class Gate:
                 self._open(line, limit.rate)
             return
         record = await self._records.look(line.path)
+        line.looked_at = time.monotonic()
         room = limit.concurrency - len(record.holders)
         if room > 0:
             self._open(line, room)

@@ -24,6 +24,9 @@ ADVANTAGE = 4.0
 IN_HAND = 8
 """Tasks in hand for one record: they begin as soon as there is room."""
 
+TRUSTED = 2.0
+"""Seconds a look at slots is good for; with very many lines it takes longer until it is the turn of each."""
+
 _PARTS = 8
 
 _FADES = 5.0
@@ -44,6 +47,7 @@ class Line:
         self.parked: deque[Attempt] = deque()
         self.full = True
         """At the last look there was no room."""
+        self.looked_at = time.monotonic()
         self.open_at = 0.0
         """For a rate, when there may be room: monotonic time."""
         self._away: dict[int, int] = {}
@@ -59,7 +63,8 @@ class Line:
     @property
     def closed(self) -> bool:
         """Whether it is known that a task cannot begin now."""
-        return self.full and (self.rule.limit.concurrency > 0 or time.monotonic() < self.open_at)
+        now = time.monotonic()
+        return self.full and (now < self.open_at if self.rule.limit.rate else now - self.looked_at < TRUSTED)
 
     def waiting(self) -> int:
         """Tasks that this worker made wait and that wait still, as far as it knows."""

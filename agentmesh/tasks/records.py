@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Collection
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -31,6 +32,9 @@ _IDLE = 60.0
 """Seconds one is kept that counts nothing any more."""
 
 MEASURE_EVERY = 30.0
+_SILENCE = 0.9
+"""Seconds without an answer of the broker that are worth remembering."""
+
 _SHARP = 0.02
 """Seconds of uncertainty about the broker's clock that are good enough not to measure again at once."""
 
@@ -114,6 +118,9 @@ class Records:
         self._subjects = subjects
         self._desks: dict[str, _Desk] = {}
         self._generation = -1
+        self._contact = -math.inf
+        self._silences: deque[tuple[float, float]] = deque(maxlen=32)
+        """When the last silences ended, and how long they were."""
 
     async def ready(self) -> None:
         """The broker's clock is known."""
@@ -217,16 +224,26 @@ class Records:
     def _watch_beats(self, desk: _Desk) -> None:
         """Note since when each holder has given no sign of life, as seen from here.
 
-        Only what was looked at regularly counts as seen: while nobody could reach the broker, nobody could beat.
+        Time in which the broker may have been away does not count: then nobody could give one.
         """
         now = time.monotonic()
+        self._note_contact(now)
         seen = {}
         for attempt, holder in decode(desk.data).holders.items():
             beat, since, looked = desk.seen.get(attempt, (-1, now, now))
-            if beat != holder.beat or now - looked > holder.ttl / 2:
+            if beat != holder.beat or self._lost_contact(looked, holder.ttl):
                 since = now
             seen[attempt] = (holder.beat, since, now)
         desk.seen = seen
+
+    def _note_contact(self, now: float) -> None:
+        """The broker answered. What waits is looked at twice a second, so a longer silence is one of the broker's."""
+        if now - self._contact > _SILENCE:
+            self._silences.append((now, now - self._contact))
+        self._contact = now
+
+    def _lost_contact(self, since: float, ttl: float) -> bool:
+        return any(end > since and seconds > min(2.0, ttl / 2) for end, seconds in self._silences)
 
     def _gone(self, desk: _Desk, record: Record) -> Collection[str]:
         return [

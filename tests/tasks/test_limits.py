@@ -124,6 +124,20 @@ async def test_l2_the_slots_of_a_killed_worker_are_free_within_ack_wait(own: Sta
 
 
 @pytest.mark.slow
+async def test_l2_the_slots_of_a_killed_worker_are_free_for_very_many_keys(own: Stage, start: Start, log: Log) -> None:
+    doomed = await start(slots=200)
+    await submit(own, [OnePer(key=f"k{n}", seconds=60) for n in range(200)])
+    await doomed.line_matching("^started", nth=200, timeout=30)
+    await start(slots=400)
+    await submit(own, [OnePer(key=f"k{n}") for n in range(200)])
+    await eventually(lambda: waiting_at(own))
+
+    doomed.kill9()
+
+    await eventually(lambda: len({mark.key for mark in log.starts()[200:]}) == 200, 20, what="each key goes on")
+
+
+@pytest.mark.slow
 async def test_l3_a_frozen_worker_loses_its_slots_and_is_counted_again_when_it_is_back(
     own: Stage, start: Start, log: Log
 ) -> None:
