@@ -46,8 +46,8 @@ def report_error(error: BaseException) -> dict[str, Any]:
     text = "".join(traceback.format_exception(error))
     return {
         "error_type": type(error).__name__,
-        "error": _clean(str(error))[:LONGEST_MESSAGE],
-        "traceback": _clean(text)[-LONGEST_TRACEBACK:],
+        "error": without_logins(str(error))[:LONGEST_MESSAGE],
+        "traceback": without_logins(text)[-LONGEST_TRACEBACK:],
     }
 
 
@@ -69,10 +69,11 @@ def _redacted(content: bytes, fields: frozenset[str]) -> str:
         document = msgspec.json.decode(content)
         if isinstance(document, dict):
             content = msgspec.json.encode({name: "***" if name in fields else document[name] for name in document})
-    return _clean(content.decode("utf-8", "replace"))
+    return without_logins(content.decode("utf-8", "replace"))
 
 
-def _clean(text: str) -> str:
+def without_logins(text: str) -> str:
+    """`text` without user names and passwords in addresses."""
     return _LOGIN.sub(r"\1***@", text)
 
 
@@ -164,9 +165,14 @@ class Crashes:
         if crash.letter is not None:
             self._strike(cell, crash.letter, document)
 
+    def not_started(self, name: str, error: BaseException) -> None:
+        """An agent could not be loaded, or started for the first time."""
+        document = {"agent": name, "node": self._node, "host": socket.gethostname(), "pid": os.getpid()}
+        self._chore(self._record(CRASH, name, {**document, "reason": "it could not start", **report_error(error)}))
+
     def gave_up(self, cell: AgentCell, error: BaseException) -> None:
         """An agent has failed more often than its policy allows, and stays down."""
-        document = {**self._whose(cell), "reason": _clean(str(error))[:LONGEST_MESSAGE]}
+        document = {**self._whose(cell), "reason": without_logins(str(error))[:LONGEST_MESSAGE]}
         self._chore(self._record(GAVE_UP, cell.name, document))
 
     def _whose(self, cell: AgentCell) -> dict[str, Any]:

@@ -187,6 +187,7 @@ class Node:
     def _report(self, name: str, error: BaseException) -> None:
         brief = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         self._host.report_broken(name, brief)
+        self._host.crashes.not_started(name, error)
         self._problems[name] = user_traceback(error)
         log.error("%s cannot start:\n%s", name, self._problems[name])
         announce(event="agent", name=name, state="failed", problem=brief)

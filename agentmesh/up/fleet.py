@@ -5,28 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import socket
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from agentmesh import happenings
-from agentmesh.client import Client
-from agentmesh.crashes import CRASH, GAVE_UP, LONGEST_TRACEBACK, suspect
 from agentmesh.errors import (
     AgentMeshError,
-    BrokerError,
     ConfigError,
     NoRespondersError,
     NoSuchAgentError,
     SupervisionError,
 )
-from agentmesh.flight import read_flight
-from agentmesh.presence import report_death
 from agentmesh.registry import PRESENCE, AgentInfo, near_misses
 from agentmesh.subjects import Subjects
 from agentmesh.supervisor import ChildSpec, Exit, Launch, ProcessChild, RestartPolicy, Supervisor, SupervisorEvent
@@ -39,9 +31,7 @@ from agentmesh.up.keeper import MemoryKeeper
 from agentmesh.up.members import Kind, Launches, Member
 from agentmesh.up.placement import NodePlan, copied, node_agent, own_node, place
 from agentmesh.up.plan import AgentPlan, UpPlan
-
-SUSPICION = 600.0
-"""Seconds after the death of a process in which its successors write down what they handle."""
+from agentmesh.up.postmortem import PostMortem, how
 
 BETWEEN = ("starting", "restarting")
 """States of processes that will be up again."""
@@ -106,13 +96,11 @@ class Fleet:
         self._generations: dict[str, int] = {}
         self._presence: Subscription | None = None
         self._memory: MemoryKeeper | None = None
-        self._telling: set[asyncio.Task[None]] = set()
+        self._post_mortem = PostMortem(transport, self._subjects, plan.folder / "flight")
         self._tree = Supervisor("fleet")
-        self._died: dict[str, float] = {}
-        """When processes last ended by themselves, by the clock of the event loop."""
         self._news = asyncio.Event()
         """Set when something has happened to a process."""
-        self.groups = Groups(plan, self, emit, self._record)
+        self.groups = Groups(plan, self, emit, self._post_mortem.record)
         self.changing = asyncio.Lock()
         """Held by whoever changes what runs where."""
 
@@ -209,16 +197,11 @@ class Fleet:
     def _node(self, node: NodePlan) -> Member:
         self.nodes[node.name] = node
         policy = RestartPolicy(max_restarts=0) if self._is_of_group(node) else None
-        return self._member("node", node.name, lambda: self._launch_node(node.name), policy)
 
-    def _launch_node(self, name: str) -> Launch:
-        """One that died not long ago writes down what it handles, so that the next death can be explained."""
-        died = self._died.get(name, -math.inf)
-        suspicious = asyncio.get_running_loop().time() - died < SUSPICION
-        return self._launches.node(self.nodes[name], str(self._flight(name)) if suspicious else "")
+        def launch() -> Launch:
+            return self._launches.node(self.nodes[node.name], self._post_mortem.flight(node.name))
 
-    def _flight(self, name: str) -> Path:
-        return self.plan.folder / "flight" / name
+        return self._member("node", node.name, launch, policy)
 
     def _is_of_group(self, node: NodePlan) -> bool:
         """Whether it is a process of its own for an agent of a group, which decides whether it comes back."""
@@ -374,7 +357,7 @@ class Fleet:
             if node is not None and self.agents[entry.name].grouped:
                 if node.shared:
                     node.agents.remove(entry)
-                self.groups.ended(entry.name, failure(f"its process ended: {_how(detail, where)}"))
+                self.groups.ended(entry.name, failure(f"its process ended: {how(detail, where)}"))
 
     # ------------------------------------------------------------ restart
     async def restart(self, name: str) -> str:
@@ -504,7 +487,7 @@ class Fleet:
     def _on_event(self, member: Member, event: SupervisorEvent) -> None:
         self._news.set()
         if event.kind == "exited" and member.kind == "node" and member.process is not None:
-            self._beside(self._report_death(member.name, member.process.pid, event.detail))
+            self._post_mortem.tell(member.name, member.process.pid, event.detail)
         if member.name in self._candidates:
             return
         if event.kind == "exited" and member.name not in self._retired:
@@ -512,60 +495,17 @@ class Fleet:
             if member.started_at is None:
                 self.emit(Warned(source=member.name, text=event.detail, hint="it is tried again"))
             self._note_all(member.name, "restarting", event.detail.splitlines()[0])
-            self._record_end(member, event)
+            self._post_mortem.ended(member, event, self.nodes.get(member.name))
             self._leave_to_groups(member.name, event.detail)
         elif event.kind == "started" and event.restarts:
             reason = self._reasons.pop(member.name, "")
             self.emit(Restarted(process=member.name, reason=reason, restarts=event.restarts))
         elif event.kind == "gave_up" and not (member.name in self.nodes and self._is_of_group(self.nodes[member.name])):
-            document = {"process": member.name, "reason": event.detail, "restarts": event.restarts}
-            self._record(GAVE_UP, member.name, document)
+            self._post_mortem.gave_up(member, event)
             hint = f"fix it, then: agentmesh restart {member.name}"
             text = f"failed more often than {self.plan.process_policy.max_restarts} times: {event.detail}"
             self.emit(Warned(source=member.name, text=text, hint=hint))
             self._note_all(member.name, "failed", event.detail.splitlines()[0])
-
-    async def _report_death(self, node: str, pid: int, detail: str) -> None:
-        """Spare the others the wait for signs of life that do not come."""
-        reason = _how(detail, node)
-        if self._transport.is_connected:
-            with contextlib.suppress(BrokerError):  # then they wait
-                await report_death(self._transport, self._subjects, node, pid, reason)
-
-    def _record_end(self, member: Member, event: SupervisorEvent) -> None:
-        """A process of ours has ended by itself."""
-        node = self.nodes.get(member.name)
-        self._died[member.name] = asyncio.get_running_loop().time()
-        handled = read_flight(self._flight(member.name))
-        if len(handled) == 1:
-            self._beside(self._suspect(handled[0]))
-        document = {
-            "process": member.name,
-            "service": member.kind,
-            "node": member.name,
-            "host": socket.gethostname(),
-            "pid": member.process.pid if member.process is not None else 0,
-            "reason": _how(event.detail, member.name),
-            "agents": {entry.name: entry.replicas for entry in node.agents} if node is not None else {},
-            "restarts": event.restarts,
-            "last_words": event.detail.partition("\n")[2][-LONGEST_TRACEBACK:],
-            "message": handled[0] if len(handled) == 1 else None,
-            "messages": len(handled),
-        }
-        self._record(CRASH, member.name, document)
-
-    async def _suspect(self, message: Mapping[str, Any]) -> None:
-        with contextlib.suppress(BrokerError):  # counted at its next death
-            await suspect(Client(self._transport, self._subjects, "up"), message)
-
-    def _record(self, kind: str, name: str, document: Mapping[str, Any]) -> None:
-        if self._transport.is_connected:
-            self._beside(_kept(happenings.record(self._transport, self._subjects, kind, name, document)))
-
-    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
 
     def _on_started(self, member: Member, process: ProcessChild) -> None:
         if member.name in self._candidates:
@@ -629,15 +569,6 @@ class Fleet:
                 messages=self._messages.get(agent, ()),
             )
         )
-
-
-def _how(detail: str, process: str) -> str:
-    """How a process ended, without its name and its last words."""
-    return detail.partition("\n")[0].removeprefix(f"{process} ").removesuffix(":")
-
-
-async def _kept(recording: Coroutine[Any, Any, bool]) -> None:
-    await recording
 
 
 def _problems_of(process: ProcessChild | None) -> dict[str, str]:

@@ -177,6 +177,7 @@ async def test_c11_what_ends_an_agent_three_times_is_quarantined_and_the_agent_l
     assert "ended clerk 3 times" in letter.reason
 
 
+@pytest.mark.slow
 async def test_a_quarantine_holds_for_every_replica_and_what_waits_until_it_is_released(mesh: Mesh) -> None:
     book: list[str] = []
     await mesh.spawn(Clerk, book)

@@ -116,7 +116,7 @@ AGAIN = {"one_for_one": ["b"], "one_for_all": ["a", "b", "c"], "rest_for_one": [
     ("layout", "strategy"),
     [
         ("one node", "one_for_one"),
-        ("two nodes", "rest_for_one"),
+        pytest.param("two nodes", "rest_for_one", marks=pytest.mark.slow),
         ("own processes", "one_for_all"),
         pytest.param("one node", "rest_for_one", marks=pytest.mark.slow),
         pytest.param("one node", "one_for_all", marks=pytest.mark.slow),
@@ -155,7 +155,7 @@ async def test_c8_siblings_of_a_failed_agent_restart_as_the_strategy_says(
         await eventually(lambda: not any(os.path.exists(f"/proc/{before[name]}") for name in again))
 
 
-@pytest.mark.parametrize("isolation", ["shared", "process"])
+@pytest.mark.parametrize("isolation", ["shared", pytest.param("process", marks=pytest.mark.slow)])
 async def test_c8_the_death_of_a_process_restarts_the_siblings_in_others(
     start_mesh: StartMesh, book: Book, isolation: str
 ) -> None:
@@ -193,6 +193,9 @@ async def test_c3_a_group_that_fails_too_often_goes_down_and_can_be_started_agai
     assert (await mesh.event(Warned, source="line", hint=lambda hint: "agentmesh restart line" in hint)).text
     gave_up = await recent(client.transport, client.subjects, kind="gave-up", name="line")
     assert "b is broken" in gave_up[0].document["reason"]
+    crashes = await recent(client.transport, client.subjects, kind="crash", name="b")
+    assert {crash.document["reason"] for crash in crashes} == {"it could not start"}
+    assert "raise RuntimeError" in crashes[0].document["traceback"]
     assert "b is broken" in (await mesh.ask("restart", name="line"))["problem"]
 
     (project / "broken-b").unlink()
@@ -245,6 +248,7 @@ async def test_the_restart_type_decides_and_the_last_significant_agent_ends_the_
     assert {info.name for info in await mesh.agents()} == set(NAMES)
 
 
+@pytest.mark.slow
 async def test_one_agent_of_a_group_can_be_scaled_and_restarted(start_mesh: StartMesh, book: Book) -> None:
     mesh = await start_mesh(*stages(), groups=(GroupPlan("line", NAMES, policy=FAST),), nodes=2)
 

@@ -26,7 +26,9 @@ def book(project: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("agent", [BUSY, OWN], ids=["shared", "processes of their own"])
+@pytest.mark.parametrize(
+    "agent", [pytest.param(BUSY, id="shared"), pytest.param(OWN, id="own processes", marks=pytest.mark.slow)]
+)
 async def test_c9_a_rolling_restart_brings_new_code_and_loses_nothing(
     start_mesh: StartMesh, project: Path, book: Path, agent: AgentPlan
 ) -> None:
@@ -81,6 +83,7 @@ async def test_c9_a_drained_node_ends_when_its_agents_are_elsewhere_and_loses_no
     await eventually(_gone([before["node-1"]]))
 
 
+@pytest.mark.slow
 async def test_the_last_node_is_replaced_when_it_is_drained(start_mesh: StartMesh, book: Path) -> None:
     mesh = await start_mesh(BUSY, nodes=1)
     before = await mesh.pids()
@@ -93,6 +96,7 @@ async def test_the_last_node_is_replaced_when_it_is_drained(start_mesh: StartMes
         await mesh.ask("drain", node="node-1")
 
 
+@pytest.mark.slow
 async def test_c9_scaling_up_and_down_under_load_loses_nothing(start_mesh: StartMesh, book: Path) -> None:
     mesh = await start_mesh(BUSY, nodes=2)
     async with Load(await mesh.client(), book) as load:

@@ -44,6 +44,7 @@ class Letter(Event, durable=True):
     text: str
 
 
+@pytest.mark.slow
 async def test_c12_a_durable_event_that_kills_its_process_is_buried_and_those_behind_it_are_read(
     start_mesh: StartMesh, project: Path
 ) -> None:
@@ -69,6 +70,7 @@ async def test_c12_a_durable_event_that_kills_its_process_is_buried_and_those_be
     assert crashes[0].document["agents"] == {"reader": [1]}
 
 
+@pytest.mark.slow
 async def test_c14_a_message_that_kills_its_process_is_refused_before_the_process_stays_down(
     start_mesh: StartMesh,
 ) -> None:
