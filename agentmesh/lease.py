@@ -75,6 +75,11 @@ class Holder(msgspec.Struct, omit_defaults=True):
     token: int = 0
     """Stream sequence of the acquisition: grows with every holder. 0 in the record that acquires."""
 
+    @property
+    def seems_dead(self) -> bool:
+        """Whether no process of its id runs on its host, which is this one. In a container, "this one" may deceive."""
+        return self.host == socket.gethostname() and not _lives(self.pid)
+
 
 _decode = msgspec.json.Decoder(Holder).decode
 _AWAY = (TimeoutError, ConnectionLostError, PublishTimeoutError, JetStreamUnavailableError)
@@ -329,6 +334,17 @@ class Lease:
     def _on_prompt(self, message: Message) -> None:
         if message.data == self.name.encode():
             self._prompted.set()
+
+
+def _lives(pid: int) -> bool:
+    """Whether there is such a process here, or one we may not see."""
+    try:
+        os.kill(max(1, pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 async def holders(transport: Transport, subjects: Subjects) -> dict[str, Holder]:

@@ -11,7 +11,6 @@ on the same machine. The file has a lock of its own, so the lease decides who ma
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 
@@ -97,7 +96,7 @@ class MemoryKeeper:
     async def _yield_to(self, holder: Holder) -> None:
         """Somebody else serves: not if it is dead and had our file, for good if it has another one."""
         if holder.about == self._file:
-            if not _lives(holder.pid):
+            if holder.seems_dead:
                 await self._serve()
             return
         async with self._changing:
@@ -114,14 +113,3 @@ class MemoryKeeper:
         task = asyncio.get_running_loop().create_task(work, name="memory keeper")
         self._work.add(task)
         task.add_done_callback(self._work.discard)
-
-
-def _lives(pid: int) -> bool:
-    """Whether there is such a process here, or one we may not see."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -288,10 +288,11 @@ class Up:
         )
 
     def _on_active(self, active: bool) -> None:
-        other = self.chores.holder if self.chores is not None and not active else None
-        supervisor = f"{other.about} (pid {other.pid} on {other.host})" if other else ""
-        if active or (supervisor and other and other.pid != os.getpid()):
-            self._emit(Elected(active=active, supervisor=supervisor))
+        other = self.chores.holder if self.chores is not None else None
+        if active:
+            self._emit(Elected(active=True))
+        elif other is not None and not other.seems_dead and other.pid != os.getpid():  # not our killed predecessor
+            self._emit(Elected(active=False, supervisor=f"{other.about} (pid {other.pid} on {other.host})"))
 
     def _on_buried(self, task_id: str, reason: str) -> None:
         hint = f"see: agentmesh dead show {task_id}"
