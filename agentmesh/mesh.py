@@ -164,12 +164,8 @@ class Mesh(Client):
             return self._host
 
     # ------------------------------------------------------------ the ledger
-    async def keep_ledger(self, ledger: Path | str | Ledger) -> None:
-        """Write down what is submitted from now on; done by `connect(ledger=...)`.
-
-        Raises:
-            LedgerError: It cannot be opened.
-        """
+    async def _keep_ledger(self, ledger: Path | str | Ledger) -> None:
+        """Write down what is submitted from now on."""
         from agentmesh.tasks.ledger import Ledger
         from agentmesh.tasks.reconcile import Reconciler
 
@@ -307,7 +303,7 @@ async def _connect(options: ConnectOptions) -> Mesh:
             await local.start_services(transport, subjects)
         mesh = Mesh(transport, replace(options, url=url, subjects=subjects), local)
         if options.ledger is not None:
-            await mesh.keep_ledger(options.ledger)
+            await mesh._keep_ledger(options.ledger)
         begun.pop_all()
     return mesh
 

@@ -32,7 +32,7 @@ from agentmesh.errors import (
     StreamFullError,
 )
 from agentmesh.ids import new_id
-from agentmesh.lane import Function, Lane, Outcome, attempt, failures, run_each
+from agentmesh.lane import Function, Lane, Outcome, failures, run_each
 from agentmesh.transport import PubAck
 
 log = logging.getLogger("agentmesh.ledger")
@@ -41,6 +41,8 @@ Stored = TypeVar("Stored", bound=PubAck | None)
 
 PATIENCE = 35.0
 """Seconds an undecided task is left alone; longer than a submit may take, so that none under way is interfered with."""
+
+WHAT = "the ledger"
 
 APPLICATION_ID = 0x616D6C65  # "amle": tells our files from other people's SQLite databases
 VERSION = 1
@@ -143,7 +145,7 @@ class Ledger:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lane = await Lane.open(f"file:{quote(str(self.path.absolute()))}", run_each, f"ledger {self.path}")
+            self._lane = await Lane.open(f"file:{quote(str(self.path.absolute()))}", run_each, WHAT)
         except (OSError, sqlite3.Error) as error:
             raise LedgerError(str(self.path), f"cannot be opened: {error}") from error
         try:
@@ -209,10 +211,10 @@ class Ledger:
     async def _note(self, entry: Entry) -> None:
         now = self._clock()
         entry.created_at = entry.seen_at = now
-        await self._call(lambda database: database.execute(_NOTE, (*_row(entry), self._owner, now + self.patience)))
+        await self._call(_changing(_NOTE, (*_row(entry), self._owner, now + self.patience)))
 
     async def _refused(self, key: tuple[str, str]) -> bool:
-        return bool(await self._call(lambda database: database.execute(_REFUSE, (*key, self._owner)).rowcount))
+        return bool(await self._call(_changing(_REFUSE, (*key, self._owner))))
 
     # ------------------------------------------------------------ the reconciler
 
@@ -247,7 +249,7 @@ class Ledger:
         """Write down what is known about a task that was looked for."""
         entry.seen_at = entry.seen_at if entry.state == "doubtful" else self._clock()
         given = (entry.state, entry.sequence, entry.resubmitted, entry.seen_at, entry.tenant, entry.task_id)
-        await self._call(lambda database: database.execute(_UPDATE, given))
+        await self._call(_changing(_UPDATE, given))
 
     def age(self, entry: Entry) -> float:
         """Seconds since it was known to be undecided."""
@@ -269,7 +271,7 @@ class Ledger:
 
     def _later(self, statement: str, given: tuple[Any, ...]) -> None:
         try:
-            self._lane.submit(lambda database: database.execute(statement, given), partial(_heard, self.path))
+            self._lane.submit(_changing(statement, given), partial(_heard, self.path))
         except StoreError as error:  # it is looked for later, and found
             log.debug("%s: %s", self.path, error)
 
@@ -277,14 +279,19 @@ class Ledger:
         """One transaction, and one disk sync, for all that waits."""
         try:
             database.execute("BEGIN IMMEDIATE")
-            outcomes = [attempt(database, function) for function in functions]
-            database.execute("COMMIT")  # raises if SQLite has rolled back by itself, as on a full disk
+            outcomes = [function(database) for function in functions]
+            database.execute("COMMIT")
             self.commits += 1
         except sqlite3.Error as error:  # nobody who waits may take for written what is not
             if database.in_transaction:
                 database.execute("ROLLBACK")
-            return failures(error, len(functions), f"ledger {self.path}")
+            return failures(error, len(functions), WHAT)
         return outcomes
+
+
+def _changing(statement: str, given: tuple[Any, ...]) -> Function:
+    """What executes the statement, and returns how many rows it changed: cursors stay on their thread."""
+    return lambda database: database.execute(statement, given).rowcount
 
 
 def _heard(path: Path, outcome: Outcome) -> None:

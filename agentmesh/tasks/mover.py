@@ -9,7 +9,14 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from agentmesh.errors import AgentMeshError, BrokerError, InvalidMessageError, InvalidNameError, StreamFullError
+from agentmesh.errors import (
+    AgentMeshError,
+    BrokerError,
+    ConsumerGoneError,
+    InvalidMessageError,
+    InvalidNameError,
+    StreamFullError,
+)
 from agentmesh.ids import now
 from agentmesh.subjects import Subjects, token
 from agentmesh.tasks import dead, wire
@@ -79,11 +86,21 @@ class Mover:
                     await asyncio.gather(*(self._move(delivery) for delivery in due))
                     continue
                 pull.arm()
-            except BrokerError:
-                log.exception("the mover cannot take what is due; trying again")
+            except BrokerError as error:
+                log.warning("the mover cannot take what is due; trying again: %s", error)
                 await asyncio.sleep(RETRY_DELAY)
+                if isinstance(error, ConsumerGoneError):
+                    await self._make_again()
                 continue
             await pull.ready.wait()
+
+    async def _make_again(self) -> None:
+        """The stream was deleted: what was scheduled is gone, but not what will be."""
+        try:
+            await self._transport.ensure_stream(SCHEDULES)
+            await self._transport.ensure_consumer(due_consumer(self._subjects, self._ack_wait))
+        except BrokerError as error:
+            log.warning("the stream of schedules cannot be made again: %s", error)
 
     async def _look_ahead(self, due: Iterable[Delivery]) -> None:
         """Learn how far the broker's clock is, by what it stored last: our own clock may differ."""

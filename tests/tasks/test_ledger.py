@@ -16,6 +16,7 @@ import pytest
 from agentmesh import connect
 from agentmesh.errors import LedgerError, QueueFullError, TaskExpiredError
 from agentmesh.ids import now
+from agentmesh.messages import Task
 from agentmesh.tasks import layout
 from agentmesh.tasks.layout import RESULTS, SCHED, TASKS
 from agentmesh.tasks.ledger import Ledger
@@ -26,6 +27,11 @@ from tests.tasks.conftest import OpenStage, Stage
 from tests.tasks.kinds import Double, Hold
 
 PATIENCE = 0.4
+
+
+class Long(Task[None]):
+    text: str
+
 
 Keep = Callable[..., Awaitable[Reconciler]]
 
@@ -362,6 +368,22 @@ async def test_submits_at_the_same_time_share_disk_syncs(stage: Stage, keep: Kee
     await asyncio.gather(*(stage.client.submit(Double(n=n), to="worker") for n in range(64)))
 
     assert reconciler.ledger.commits - before < 32
+
+
+async def test_what_cannot_be_written_down_is_not_submitted(stage: Stage, keep: Keep, path: Path) -> None:
+    reconciler = await keep(stage)
+
+    async def room(pages: int) -> None:
+        await reconciler.ledger._call(lambda database: database.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+
+    await room(1)  # no more than there are
+    with pytest.raises(LedgerError, match="full"):
+        await stage.client.submit(Long(text="x" * 100_000), to="worker", task_id="too-much")
+    await room(100_000)
+    await stage.client.submit(Long(text="x" * 100_000), to="worker", task_id="fits")
+
+    assert [task_id for task_id, _ in await rows(path)] == ["fits"]
+    assert await stage.queued() == 1
 
 
 def _garbage(path: Path) -> None:

@@ -169,6 +169,19 @@ async def test_while_a_queue_is_full_what_is_due_waits(server: Server, open_stag
     assert [await first.result(5), await delayed.result(5)] == [2, 4]
 
 
+async def test_a_mover_outlives_the_deletion_of_its_stream(own: Stage) -> None:
+    await own.work()
+    await own.move()
+    await own.transport.delete_stream(layout.SCHED)
+
+    async def is_back() -> bool:
+        return await own.transport.consumer_info(layout.SCHED, own.subjects.due_consumer()) is not None
+
+    await eventually(is_back, 15, what="the mover has made it again")
+    job = await own.client.submit(Double(n=4), to="worker", delay=0.2)
+    assert await job.result(5) == 8
+
+
 async def test_garbage_among_what_is_due_is_a_dead_letter(stage: Stage) -> None:
     await stage.move()
     garbage = (
