@@ -181,6 +181,8 @@ class Workflow:
                 reason, content = f"{failure.error_type}: {failure.message}", msgspec.Raw(encode(failure))
                 body = await self.journal.decide(name, fingerprint, "failed", result=content, reason=reason)
             self.teller.tell(name, kind, body.status, body.task_id, error=body.reason)
+        else:
+            await self.teller.passed(name, kind, body)
         if body.status != "completed":
             raise self.final(_step_failed(name, body)) from cause
         return decoded(name, returns, body)

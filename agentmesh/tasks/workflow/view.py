@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from agentmesh.errors import BrokerError
+from agentmesh.ids import now
 from agentmesh.streams import STREAM, StreamEvent, StreamWriter, decode_events
 from agentmesh.subjects import Subjects
 from agentmesh.tasks import slot
+from agentmesh.tasks.wire import ResultBody
 from agentmesh.transport import Transport
 
 log = logging.getLogger("agentmesh.tasks")
@@ -23,6 +25,10 @@ STEP = "step"
 
 _FLUSH = 1.0
 """Seconds that the end of a handler waits for the last events."""
+
+_PERIOD = 0.1
+"""Seconds in which what happens is put together into one message: a step may be over in less time than it takes to
+store that it began."""
 
 _PAGE = 500
 
@@ -39,6 +45,7 @@ class StepNote(msgspec.Struct, omit_defaults=True):
     until: datetime | None = None
     total: int = 0
     failed: int = 0
+    at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -68,20 +75,54 @@ class Step:
 
 
 class Teller:
-    """Writes what happens to the steps of a task to the task's stream. What gets lost there is in the slots."""
+    """Writes what happens to the steps of a task to the task's stream, a few times a second and beside everything else.
+
+    What gets lost when the process dies is told by the next run, which passes those steps.
+    """
 
     def __init__(self, transport: Transport, subjects: Subjects, task_id: str, attempt: int) -> None:
+        self._transport = transport
+        self._subjects = subjects
+        self._task_id = task_id
         self._writer = StreamWriter(transport, subjects, task_id, attempt=attempt)
+        self._waiting: list[StepNote] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._known: set[str] | None = None
+        """Steps whose end was told in earlier runs; None until that has been read."""
 
     def tell(self, name: str, kind: str, state: str, id: str, **more: Any) -> None:
         """Note it; it is stored in the background."""
+        self._waiting.append(StepNote(name, kind, state, id, at=now(), **more))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_PERIOD, self._write)
+
+    async def passed(self, name: str, kind: str, body: ResultBody, **more: Any) -> None:
+        """A step has an outcome from an earlier run; told if that run did not live to tell."""
+        if self._known is None:
+            try:
+                told = await _told(self._transport, self._subjects, self._task_id)
+            except BrokerError as error:
+                log.debug("what was told of the steps is not known: %s", error)
+                return
+            self._known = {step.name for step in told.values() if step.state != "running"}
+        if name not in self._known:
+            self._known.add(name)
+            self.tell(name, kind, body.status, body.task_id, error=body.reason, **more)
+
+    def _write(self) -> None:
+        self._timer = None
+        notes, self._waiting = self._waiting, []
         try:
-            self._writer.add(STEP, msgspec.Raw(msgspec.json.encode(StepNote(name, kind, state, id, **more))))
+            for note in notes:
+                self._writer.add(STEP, msgspec.Raw(msgspec.json.encode(note)))
         except BrokerError as error:
-            log.debug("what happens to step %r is not told: %s", name, error)
+            log.debug("what happens to steps is not told: %s", error)
 
     async def flush(self) -> None:
         """Wait a moment for the last of it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._write()
         try:
             async with asyncio.timeout(_FLUSH):
                 await self._writer.flush()
@@ -98,7 +139,7 @@ def step_of(event: StreamEvent) -> Step | None:
         return None
     try:
         note = _read_note(event.content)
-        at = msgspec.convert(event.timestamp, datetime | None)
+        at = note.at or msgspec.convert(event.timestamp, datetime | None)
     except msgspec.MsgspecError:
         return None
     began, ended = (at, None) if note.state == "running" else (None, at)
@@ -120,6 +161,11 @@ def step_of(event: StreamEvent) -> Step | None:
 
 async def steps(transport: Transport, subjects: Subjects, task_id: str) -> list[Step]:
     """The steps of a task, in the order in which they were first begun."""
+    found = await _told(transport, subjects, task_id)
+    return [await _completed(transport, subjects, step) for step in found.values()]
+
+
+async def _told(transport: Transport, subjects: Subjects, task_id: str) -> dict[str, Step]:
     found: dict[str, Step] = {}
     start = 1
     while True:
@@ -131,13 +177,10 @@ async def steps(transport: Transport, subjects: Subjects, task_id: str) -> list[
                 if step is not None:
                     found[step.name] = _merged(found.get(step.name), step)
         if len(page) < _PAGE:
-            break
-    return [await _completed(transport, subjects, step) for step in found.values()]
+            return found
 
 
 def _merged(before: Step | None, step: Step) -> Step:
-    from dataclasses import replace
-
     if before is None:
         return step
     if step.state == "running":
@@ -147,8 +190,6 @@ def _merged(before: Step | None, step: Step) -> Step:
 
 async def _completed(transport: Transport, subjects: Subjects, step: Step) -> Step:
     """The end of a step may not have been told: its process died between the two."""
-    from dataclasses import replace
-
     if step.state != "running" or not step.id or step.kind == "sleep":
         return step
     body = await slot.read(transport, subjects, step.id)
