@@ -54,7 +54,7 @@ async def decide(transport: Transport, subjects: Subjects, verdict: ResultBody, 
         )
     except SequenceConflictError as error:
         for _ in range(_LOOKS):
-            winner = await read(transport, subjects, verdict.task_id)
+            winner = await read(transport, subjects, verdict.task_id, latest=True)
             if winner is not None:
                 return winner
             await asyncio.sleep(_PAUSE)

@@ -26,8 +26,9 @@ ATTEMPT_TIMEOUT = 2.0
 CALL_TIMEOUT = 30.0
 
 NOT_FOUND = (10059, 10014, 10037, 10043)  # stream, consumer, message, sequence
-# Unavailable, not enough peers, short of resources, no account yet, our own first attempt not yet agreed on.
-_TRANSIENT_CODES = (10008, 10074, 10023, 10076, 10158)
+# Unavailable, not enough peers (so says a cluster that just starts), short of resources, no account yet, our own first
+# attempt not yet agreed on.
+_TRANSIENT_CODES = (10008, 10005, 10074, 10023, 10076, 10158)
 
 
 TRANSIENT = (JetStreamUnavailableError, NoRespondersError, DeadlineExceededError, ConnectionLostError)
