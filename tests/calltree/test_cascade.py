@@ -96,10 +96,10 @@ async def test_l2_the_deadline_of_a_task_is_that_of_everything_below_it(
     client: Client, ledger: Ledger, start_node: StartNode
 ) -> None:
     await asyncio.gather(start_node(), start_node())
-    deadline = time.time() + 2.5
-    root = await grown(client, ledger, Grow(level=2, fan=2), deadline=2.5)
+    deadline = time.time() + 3.5
+    root = await grown(client, ledger, Grow(level=2, fan=2), deadline=3.5)
 
-    async with asyncio.timeout(6):
+    async with asyncio.timeout(10):
         middle, leaves = await outcomes(client, ledger, 1), await outcomes(client, ledger, 0)
         assert (await root.outcome()).status == "expired"
     assert {body.status for body in (*middle, *leaves)} == {"expired"}

@@ -109,6 +109,7 @@ async def test_who_gives_up_does_not_take_the_answer_from_the_others(mesh: Mesh,
     assert begun(book) == 1
 
 
+@pytest.mark.slow
 async def test_a_claim_whose_owner_was_killed_is_taken_over_after_its_deadline(
     mesh: Mesh, spawn: Spawn, spawn_process: SpawnProcess, book: Path
 ) -> None:
