@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -24,9 +25,12 @@ from agentmesh.errors import (
     TaskCancelledError,
     TaskDeadError,
     WorkflowChangedError,
+    WorkflowTooOldError,
 )
+from agentmesh.ids import now
 from agentmesh.messages import Task
 from agentmesh.tasks import Job, Step, TaskContext, TaskWorker
+from agentmesh.tasks.wire import TaskBody, encode
 from tests.harness import eventually
 from tests.tasks.conftest import Stage
 
@@ -272,6 +276,22 @@ async def test_steps_of_different_tasks_have_nothing_to_do_with_each_other(shop:
     await shop.open(handler)
     jobs = [await shop.order() for _ in range(3)]
     assert [await job.result(10) for job in jobs] == [job.id for job in jobs]
+
+
+async def test_a_run_that_begins_when_outcomes_may_be_forgotten_is_refused(shop: Shop) -> None:
+    async def handler(ctx: TaskContext) -> None:
+        await ctx.step("once", shop.effect, "once")
+        again(ctx)
+
+    await shop.open(handler)
+    body = TaskBody("old", "shop", "Order", timestamp=now() - timedelta(days=8))
+    subject = shop.stage.subjects.tasks("shop", "normal")
+    await shop.stage.client.ensure()
+    await shop.stage.transport.publish_durable(subject, encode(body))
+    with pytest.raises(TaskDeadError, match="over 7 days old"):
+        await shop.stage.client.job("old").result(10)
+    assert shop.done == {"once": 1}
+    assert isinstance(shop.errors[-1], WorkflowTooOldError)
 
 
 # ---------------------------------------------------------------- children

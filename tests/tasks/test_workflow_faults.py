@@ -162,3 +162,23 @@ async def test_a_cancelled_workflow_is_undone_though_its_process_was_killed(
     assert ledger.names()[-1] == "undo-a"
     assert ledger.counts()["undo-c-begins"] == 2
     assert (await own.client.get(job.id)).state == "cancelled"
+
+
+@pytest.mark.slow
+async def test_a_workflow_whose_process_was_only_frozen_comes_to_one_result(
+    own: Stage, start_worker: StartWorker, ledger: Ledger
+) -> None:
+    workers = {process.pid: process for process in await asyncio.gather(start_worker(), start_worker())}
+    job = await own.client.submit(Journey(seconds=0.4), to=AGENT)
+    await eventually(partial(has_effects, ledger, 1), 20)
+    frozen = workers[ledger.effects()[0].pid]
+    frozen.pause()
+    await eventually(partial(has_effects, ledger, 3), 20)
+    frozen.resume()
+
+    assert await job.result(30) == JOURNEY
+    counts = await own.transport.subjects_of(RESULTS, own.subjects.all_results())
+    assert set(counts.values()) == {1}
+    assert set(ledger.counts()) == JOURNEY_EFFECTS
+    assert {step.state for step in await job.steps()} == {"completed"}
+    assert (await (await own.client.submit(Journey(seconds=0.02), to=AGENT)).result(20)) == JOURNEY
