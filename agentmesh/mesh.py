@@ -125,10 +125,10 @@ class Mesh(Client):
                 lambda mesh: mesh.spawn(agent_class, *args, name=name, replicas=replicas, options=options, **kwargs)
             )
             return self.ref(ref.name)
-        host = await self._hosting()
         chosen = options or CellOptions()
         chosen = replace(chosen, args=args or chosen.args, kwargs={**chosen.kwargs, **kwargs})
         address = token("agent", chosen.name or behaviour(agent_class).name if name is None else name)
+        host = await self._hosting()
         started = 0
         try:
             for replica in range(1, replicas + 1):
