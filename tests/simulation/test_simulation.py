@@ -43,7 +43,12 @@ def test_k1_two_thousand_worlds_keep_the_promises() -> None:
     assert [code for code, _ in played] == [0, 0], "\n".join(output for _, output in played)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+QUICKLY_FOUND = ("ack-first", "no-cas", "msg-id-only", "no-retry", "no-heartbeat")
+
+
+@pytest.mark.parametrize(
+    "mutant", [name if name in QUICKLY_FOUND else pytest.param(name, marks=pytest.mark.slow) for name in MUTANTS]
+)
 def test_k1_a_planted_bug_is_found_within_200_seeds(mutant: str) -> None:
     outcome = find(range(200), mutant)
 
