@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentmesh import codec
-from agentmesh.budgets import out_of_time
 from agentmesh.context import Context, enter
 from agentmesh.errors import (
     AgentStoppedError,
@@ -218,7 +217,7 @@ class Attempt:
             self.policy = task_type.policy()
             await self._count()
             if body.is_late():
-                return Decided(self._verdict("expired", reason=self._why_late()))
+                return Decided(self._verdict("expired", reason=lineage.why_late(body)))
             if self.number > self.policy.max_attempts:
                 return Dead(self._exhausted())
             task: Task[Any] = codec.decode_body(task_type, parameters(body))
@@ -438,7 +437,8 @@ class Attempt:
             limit = self.policy.time_limit
             return Decided(self._verdict("failed", reason=f"timeout: it ran longer than {limit:g} s"))
         if self.why == DEADLINE:
-            return Decided(self._verdict("expired", reason=self._why_late()))
+            assert self.body is not None
+            return Decided(self._verdict("expired", reason=lineage.why_late(self.body)))
         if self._ending is not None:
             return self._ended(self._ending)
         return Return(self.why, _CROWDED_DELAY if self.why == CROWDED else 0.0)
@@ -453,16 +453,6 @@ class Attempt:
         verdict = self._verdict("failed", reason=f"{type(exceeded).__name__}: {exceeded}")
         verdict.error = error_to_wire(exceeded)
         return Decided(verdict)
-
-    def _why_late(self) -> str:
-        """Whose deadline it was; empty if it was the task's own."""
-        body = self.body
-        if body is None or not body.deadline_inherited:
-            return ""
-        spent = out_of_time(body.budget)
-        if spent is not None:
-            return str(spent)
-        return f"the deadline of its parent, task {body.parent_id}, passed" if body.parent_id else ""
 
     def _may_have_children(self) -> bool:
         """Whether this attempt, or one before it, may have submitted tasks."""

@@ -19,7 +19,7 @@ from agentmesh.tasks.batch import Batch
 from agentmesh.tasks.dead import DeadLetters
 from agentmesh.tasks.job import Job
 from agentmesh.tasks.layout import MAILBOX, MAILBOX_LIMIT, MAX_BODY, ensure_streams
-from agentmesh.tasks.lineage import prompt
+from agentmesh.tasks.lineage import prompt, why_late
 from agentmesh.tasks.pressure import Patience, Pressure
 from agentmesh.tasks.schedules import Schedule, Schedules, delayed, headers
 from agentmesh.tasks.spending import charge
@@ -169,6 +169,7 @@ class TaskClient:
         to = body.agent_id
         subject = self.subjects.task_door() if to is None else self.subjects.tasks(to, body.priority)
         watch = self.results.watch(body.task_id, body.deadline, is_new=True)
+        watch.reason = why_late(body)
 
         def store() -> Awaitable[PubAck]:
             return self._stored(body.task_id, subject, data)
@@ -187,6 +188,7 @@ class TaskClient:
 
     async def _delay(self, body: TaskBody, when: When, task_type: type[Task[R]]) -> Job[R]:
         watch = self.results.watch(body.task_id, body.deadline, is_new=True)
+        watch.reason = why_late(body)
         if self.ledger is None:
             await self.schedules.delay(body, when)
         else:

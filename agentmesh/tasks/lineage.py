@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from agentmesh.budgets import SECONDS
 from agentmesh.subjects import Subjects
 from agentmesh.tasks import slot
 from agentmesh.tasks.wire import ResultBody, Status, TaskBody
@@ -54,6 +55,17 @@ async def ending(transport: Transport, subjects: Subjects, body: TaskBody, *, la
 async def prompt(transport: Transport, subjects: Subjects, task_id: str) -> None:
     """Have those who work on the task, or on what belongs to it, look at its slot now."""
     await transport.publish(subjects.control(CANCEL), task_id.encode())
+
+
+def why_late(body: TaskBody) -> str:
+    """Whose deadline it is that the task has; empty if it is its own."""
+    if not body.deadline_inherited or body.deadline is None:
+        return ""
+    for one in body.budget:
+        if one.deadline is not None and one.deadline <= body.deadline:
+            return str(one.spent(SECONDS))
+    owner = f"its parent, task {body.parent_id}," if body.parent_id else "the request that submitted it"
+    return f"the deadline of {owner} passed"
 
 
 def _own(mine: ResultBody | None) -> Ending | None:

@@ -37,13 +37,15 @@ _PER_TICK = 256
 class Watch:
     """What is known about the result of one task. It lives as long as somebody holds it."""
 
-    __slots__ = ("__weakref__", "body", "deadline", "listeners", "look_at", "task_id")
+    __slots__ = ("__weakref__", "body", "deadline", "listeners", "look_at", "reason", "task_id")
 
     def __init__(self, task_id: str, deadline: datetime | None) -> None:
         self.task_id = task_id
         self.body: ResultBody | None = None
         """The decision, once it is known."""
         self.deadline = deadline
+        self.reason = ""
+        """Whose deadline that is, if not the task's own."""
         self.look_at = 0.0
         """When its slot is to be read next; 0 until it has been read, or need not be."""
         self.listeners: list[Callable[[], None]] = []
@@ -183,6 +185,6 @@ class Results:
             watch.decided(body)
 
     async def _expire(self, watch: Watch) -> None:
-        verdict = ResultBody(watch.task_id, "expired", by=f"deadline:{new_id()}")
+        verdict = ResultBody(watch.task_id, "expired", by=f"deadline:{new_id()}", reason=watch.reason)
         watch.deadline = None
         watch.decided(await slot.decide(self._transport, self._subjects, verdict))
