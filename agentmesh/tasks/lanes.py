@@ -49,6 +49,10 @@ class Lanes:
                 shortest = min(shortest, info.config["ack_wait"] / 1e9)
         return shortest
 
+    async def end(self) -> None:
+        """Ask for nothing more; what was sent before the broker knew comes out of `take` and `received`."""
+        await asyncio.gather(*(pull.end() for pull in self._pulls))
+
     async def stop(self) -> None:
         for pull in self._pulls:
             await pull.stop()

@@ -159,8 +159,11 @@ class TaskWorker:
         self._chores: set[asyncio.Task[None]] = set()
         self._pulse = Pulse(transport, self._in_hand, self._chore)
         self._loops: set[asyncio.Task[None]] = set()
+        self._serving: asyncio.Task[None] | None = None
         self._subscriptions: list[Subscription] = []
         self._stopping = False
+        self._ended = False
+        """Nothing arrives any more."""
         self._paused = False
 
     @property
@@ -179,19 +182,24 @@ class TaskWorker:
         if self._gate is not None:
             await self._gate.start()
         loop = asyncio.get_running_loop()
+        self._serving = loop.create_task(self._serve(), name=f"tasks of {self.agent}")
         self._loops = {
-            loop.create_task(self._serve(), name=f"tasks of {self.agent}"),
+            self._serving,
             loop.create_task(self._pulse.run(ack_wait), name=f"task heartbeats of {self.agent}"),
         }
 
     async def stop(self, grace: float = 10.0) -> None:
         """Take no more tasks and finish those that run; what is not done within `grace` seconds is given back.
 
-        Returns after `grace` seconds and a few round trips; after 2 seconds more, if handlers ignore that they are
+        Returns after `grace` seconds and a few round trips; a few seconds later, if handlers ignore that they are
         cancelled or the broker does not answer.
         """
         self._stopping = True
+        await self._lanes.end()  # what is on its way to us would come back to nobody, and count as an attempt
+        self._ended = True
         self._wake.set()
+        if self._serving is not None:
+            await _ended({self._serving}, LAST_WORDS)
         await _ended(self._lives, grace)
         for attempt in self._in_hand.values():
             attempt.interrupt(STOPPED)
@@ -232,13 +240,15 @@ class TaskWorker:
     # ------------------------------------------------------------ taking tasks
 
     async def _serve(self) -> None:
-        """Fill the slots from the queues; when they are empty, wait for the broker to push."""
+        """Fill the slots from the queues; when they are empty, wait for the broker to push. Until nothing arrives."""
         while True:
             self._wake.clear()
             try:
                 for delivery in self._lanes.received():
                     self._accept(delivery)
                 self._fill_slots()
+                if self._ended:
+                    return
                 room = self._room()
                 if room > 0 and (taken := await self._lanes.take(max(room, SCOUTS) if self._all_waited else room)):
                     self._all_waited = self._gate is not None

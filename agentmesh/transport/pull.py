@@ -22,6 +22,8 @@ EXPIRES = 5.0
 NO_WAIT_EXPIRES = 0.02
 """Ends a pull for what is there now. An empty queue is only known when it passes; without it, a pull on a consumer
 at its `max_ack_pending` would stay open for ever."""
+LAST_WORDS = 1.0
+"""Seconds that `end` waits for the broker."""
 LOOK_AGAIN = 0.25
 """Seconds between looks at a waiting pull: renewed when expired, or silent for two heartbeats."""
 
@@ -83,9 +85,12 @@ class _Lane:
     async def start(self, connection: Connection) -> None:
         self._subscription = await connection.subscribe(self._base + ".*", self._on_message)
 
-    async def stop(self) -> None:
-        if self._subscription is not None:
-            await self._subscription.unsubscribe()
+    async def stop(self, timeout: float) -> None:
+        """Hear no more, which ends an open pull; what the broker sent before it knew still arrives."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await subscription.drain(timeout)
+        self.end()
 
     def begin(self, n: int, expires: float) -> str:
         """Note a new pull of `n`; its reply subject."""
@@ -136,6 +141,7 @@ class PullConsumer:
         self._mending: asyncio.Task[None] | None = None
         self._generation = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._ended = False
         self._stopped = False
 
     async def start(self) -> None:
@@ -143,10 +149,20 @@ class PullConsumer:
         await self._now.start(self._connection)
         await self._waiting.start(self._connection)
 
+    async def end(self, timeout: float = LAST_WORDS) -> None:
+        """Ask for nothing more. What the broker sent before it knew comes out of `take` and `received()`, and no more.
+
+        Args:
+            timeout: Seconds to wait for a take that is under way, and then for the broker.
+        """
+        self._armed, self._ended = False, True
+        if self._now.over is not None:
+            await asyncio.wait({self._now.over}, timeout=timeout)
+        await asyncio.gather(*(lane.stop(timeout) for lane in (self._now, self._waiting)))
+
     async def stop(self) -> None:
-        """Give back what was delivered and not handed out; what an open pull still brings is given back at once."""
+        """Ask for nothing more; what was delivered and not handed out is given back."""
         self._stopped = True
-        self._armed = False
         self._transport.forget_pull(self)
         if self._timer is not None:
             self._timer.cancel()
@@ -154,9 +170,7 @@ class PullConsumer:
             self._mending.cancel()
         while self._queue:
             self._give_back(self._queue.popleft())
-        for lane in (self._now, self._waiting):
-            if not lane.open:
-                await lane.stop()
+        await self.end()
 
     # -- take: what is there now
 
@@ -170,7 +184,7 @@ class PullConsumer:
             ConsumerGoneError: The consumer was deleted and could not be made again.
         """
         lane, queue = self._now, self._queue
-        if len(queue) < n:
+        if len(queue) < n and not self._ended:
             reply = lane.begin(n - len(queue), NO_WAIT_EXPIRES)
             lane.over = asyncio.get_running_loop().create_future()
             request = f'{{"batch":{lane.left},"no_wait":true,"expires":{int(NO_WAIT_EXPIRES * 1e9)}}}'
@@ -190,7 +204,7 @@ class PullConsumer:
 
     def arm(self, n: int = 1) -> None:
         """Wait for `n` messages, over restarts of the broker; a no-op while armed. They come out of `received()`."""
-        if not self._armed and not self._stopped:
+        if not self._armed and not self._ended:
             self._armed = True
             self._wait_for(n)
             self._look_later()
