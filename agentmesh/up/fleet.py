@@ -211,8 +211,13 @@ class Fleet:
     def count(self) -> tuple[int, int]:
         """Agents with a replica that is ready, and agents without one though some are wanted."""
         ready = {name for (name, _, _), (state, _) in self._states.items() if state in ("ready", "paused")}
-        wanted = {entry.name for node in self.nodes.values() for entry in node.agents}
+        wanted = {name for name in self.agents if self.wanted(name)}
         return len(ready), len(wanted - ready)
+
+    def wanted(self, agent: str) -> int:
+        """How many replicas there are to be: also of an agent whose group is down, which is not to be so."""
+        is_down = self.agents[agent].grouped and self.groups.state_of(agent) == "down"
+        return self.agents[agent].replicas if is_down else len(self.replicas(agent))
 
     def replicas(self, agent: str) -> dict[int, str]:
         """Where each replica of an agent is to run."""
@@ -248,6 +253,10 @@ class Fleet:
         if not 0 <= replicas <= MAX_REPLICAS:
             raise ConfigError("replicas", f"{replicas}: expected 0 to {MAX_REPLICAS}")
         async with self.changing:
+            if agent.grouped and (state := self.groups.state_of(name)) != "up":
+                self.agents[name] = replace(agent, replicas=replicas)
+                group = self.plan.group_of(name)
+                return f"group {group} is {state}; so many will run when it is started: agentmesh restart {group}"
             here = self.replicas(name)
             surplus = sorted(here, reverse=True)[: max(0, len(here) - replicas)]
             await asyncio.gather(*(self._drop(agent, replica, here[replica]) for replica in surplus))
@@ -266,22 +275,52 @@ class Fleet:
                 node = NodePlan(self._free_name(), [node_agent(agent, [replica])])
             await self._groups["nodes"].add(self._node(node).spec(patient=not agent.grouped))
             return self._problems.get(agent.name, "")
-        node = min(shared, key=lambda candidate: (len(candidate.replicas(agent.name)), candidate.load()))
-        node.add(agent, replica)
-        answer = await self.tell_node(node.name, "spawn", agent=msgspec.to_builtins(node_agent(agent, [replica])))
-        return str(answer.get("problem", ""))
+        able = [node for node in shared if self.members[node.name].state in ("running", *BETWEEN)]
+        if not able:
+            down = shared[0].name
+            return (
+                f"no process is left that {agent.name} could share; fix why it failed, then: agentmesh restart {down}"
+            )
+        node = min(able, key=lambda candidate: (len(candidate.replicas(agent.name)), candidate.load()))
+        return await self.start_on(node.name, agent, replica)
 
     async def _drop(self, agent: AgentPlan, replica: int, where: str) -> None:
-        node = self.nodes[where]
-        node.drop(agent.name, replica)
-        if node.shared:
-            await self.tell_node(where, "stop", name=agent.name, replica=replica)
-            self.note(agent.name, replica, where, "stopped", "")
+        if self.nodes[where].shared:
+            await self.stop_on(where, agent.name, replica)
         else:
+            self.nodes[where].drop(agent.name, replica)
             await self.retire(where)
 
+    async def start_on(self, where: str, agent: AgentPlan, replica: int) -> str:
+        """Start one replica on a shared node; what went wrong. A node that failed has it when it is restarted."""
+        await self._until_up(where)
+        self.nodes[where].add(agent, replica)
+        wanted = msgspec.to_builtins(node_agent(agent, [replica]))
+        return str((await self.tell_node(where, "spawn", agent=wanted)).get("problem", ""))
+
+    async def stop_on(self, where: str, agent: str, replica: int) -> None:
+        """Stop one replica on a shared node."""
+        await self._until_up(where)
+        self.nodes[where].drop(agent, replica)
+        await self.tell_node(where, "stop", name=agent, replica=replica)
+        self.note(agent, replica, where, "stopped", "")
+
+    async def _until_up(self, where: str) -> None:
+        """Wait for a node that is being restarted: its process may have been told an older plan, and not listen yet.
+
+        Raises:
+            SupervisionError: It does not come up.
+        """
+        try:
+            async with asyncio.timeout(CONTROL_TIMEOUT):
+                while self.members[where].state in BETWEEN:
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            raise SupervisionError(f"{where} is still being started after {CONTROL_TIMEOUT:g} s; try again") from None
+
     async def tell_node(self, node: str, op: str, **arguments: Any) -> dict[str, Any]:
-        """Ask a node to do something. One that is just restarting comes back with its new plan: that does it too."""
+        """Ask a node to do something. One that has just died comes back with its new plan: that does it too."""
         member = self.members[node]
         if member.state != "running" or member.process is None:
             return {}
@@ -321,12 +360,10 @@ class Fleet:
             self._problems.pop(name, None)
             try:
                 for replica in range(1, agent.replicas + 1):
-                    if agent.isolation == "shared":
-                        await self._until_nodes_run()
                     problem = await self._add(agent, replica)
                     if problem:
                         raise SupervisionError(problem)
-            except (AgentMeshError, TimeoutError):
+            except AgentMeshError:
                 await self._clear(agent)
                 raise
 
@@ -342,13 +379,6 @@ class Fleet:
         for name, replica, where in [key for key in self._states if key[0] == agent.name]:
             self.note(name, replica, where, "stopped", "")
             del self._states[name, replica, where]
-
-    async def _until_nodes_run(self) -> None:
-        """Wait for shared nodes that are being restarted: what is given to one now might not be in its plan."""
-        async with asyncio.timeout(CONTROL_TIMEOUT):
-            while any(self.members[node.name].state in BETWEEN for node in self.nodes.values() if node.shared):
-                self._news.clear()
-                await self._news.wait()
 
     def _leave_to_groups(self, where: str, detail: str) -> None:
         """A process has ended: members of groups that were in it come back when their groups say so."""
@@ -472,6 +502,7 @@ class Fleet:
                 self.note(agent, replica, node, "stopped", "")
                 del self._states[agent, replica, node]
         self._candidates.discard(name)
+        self._retired.discard(name)  # another one may get the name: its end is news again
         self.nodes.pop(name, None)
         self.members.pop(name, None)
 

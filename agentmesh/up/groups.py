@@ -81,6 +81,8 @@ class Groups:
         self._states: dict[str, Literal["up", "down", "ended"]] = dict.fromkeys(self._plans, "down")
         self._problems: dict[str, str] = {}
         self._going_down: dict[str, asyncio.Task[None]] = {}
+        self._busy = {name: asyncio.Lock() for name in self._plans}
+        """Held by whoever starts or restarts a group, or one of its agents."""
 
     def __contains__(self, name: str) -> bool:
         return name in self._plans
@@ -91,7 +93,7 @@ class Groups:
 
     async def start(self) -> None:
         """Start all groups. One that cannot start is reported and stays down."""
-        await asyncio.gather(*(self._begin(plan) for plan in self._plans.values()))
+        await asyncio.gather(*(self.restart(name) for name in self._plans))
 
     async def stop(self) -> None:
         """Stop all groups, in each the last agent first."""
@@ -107,23 +109,29 @@ class Groups:
 
     async def restart(self, name: str) -> str:
         """Stop a group and start it anew, also one that is down; what went wrong."""
-        if name in self._supervisors:
-            await self._supervisors[name].stop()
-        if name in self._going_down:
-            await asyncio.wait([self._going_down.pop(name)])
-        await self._begin(self._plans[name])
-        return self._problems.get(name, "")
+        async with self._busy[name]:
+            if name in self._supervisors:
+                await self._supervisors[name].stop()
+            if name in self._going_down:
+                await asyncio.wait([self._going_down.pop(name)])
+            await self._begin(self._plans[name])
+            return self._problems.get(name, "")
 
     async def restart_agent(self, agent: str) -> str:
         """Restart one agent of a group, without its siblings; what went wrong."""
-        group = next(plan.name for plan in self._plans.values() if agent in plan.agents)
-        if self._states[group] != "up":
-            return f"group {group} is down; start it with: agentmesh restart {group}"
-        try:
-            await self._supervisors[group].restart_child(agent)
-        except AgentMeshError as error:
-            return str(error)
-        return ""
+        group = self._group_of(agent)
+        async with self._busy[group]:
+            if self._states[group] != "up":
+                return f"group {group} is {self._states[group]}; start it with: agentmesh restart {group}"
+            try:
+                await self._supervisors[group].restart_child(agent)
+            except AgentMeshError as error:
+                return str(error)
+            return ""
+
+    def state_of(self, agent: str) -> Literal["up", "down", "ended"]:
+        """The state of the group that an agent is in."""
+        return self._states[self._group_of(agent)]
 
     def table(self) -> list[dict[str, Any]]:
         """The groups and what became of them."""
@@ -139,6 +147,9 @@ class Groups:
         ]
 
     # ------------------------------------------------------------ inside
+    def _group_of(self, agent: str) -> str:
+        return next(plan.name for plan in self._plans.values() if agent in plan.agents)
+
     async def _begin(self, plan: GroupPlan) -> None:
         supervisor = self._supervisors[plan.name] = Supervisor(
             plan.name,

@@ -7,14 +7,13 @@ what it has, and ends. So requests, tasks and durable events find somebody at ev
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
-import msgspec
-
-from agentmesh.errors import NoSuchAgentError, UsageError
+from agentmesh.errors import AgentMeshError, NoSuchAgentError, UsageError
 from agentmesh.registry import near_misses
 from agentmesh.up.events import Reloaded
 from agentmesh.up.fleet import Fleet
-from agentmesh.up.placement import NodePlan, node_agent
+from agentmesh.up.placement import NodePlan
 
 
 async def rolling_restart(fleet: Fleet, agent: str = "") -> Reloaded:
@@ -76,37 +75,31 @@ async def drain_node(fleet: Fleet, name: str) -> tuple[dict[str, str], str]:
         for entry in list(node.agents):
             for replica in entry.replicas:
                 target = min(others, key=lambda other: (len(other.replicas(entry.name)), other.load()))
-                problem = await _place(fleet, target, entry.name, replica)
+                problem = await _move(fleet, target.name, entry.name, replica)
                 if problem:
-                    await _undo(fleet, moved)
+                    for key, where in moved.items():
+                        await fleet.stop_on(where, *_parts(key))
                     return {}, problem
                 moved[f"{entry.name}.{replica}"] = target.name
         await fleet.retire(name)
         return moved, ""
 
 
-async def _place(fleet: Fleet, target: NodePlan, agent: str, replica: int) -> str:
-    """Start one replica on a node; what went wrong."""
-    plan = fleet.agents[agent]
-    target.add(plan, replica)
-    wanted = msgspec.to_builtins(node_agent(plan, [replica]))
-    answer = await fleet.tell_node(target.name, "spawn", agent=wanted)
-    problem = str(answer.get("problem", ""))
+async def _move(fleet: Fleet, target: str, agent: str, replica: int) -> str:
+    """Start one replica on a node; or say what went wrong, and leave nothing of it there."""
+    try:
+        problem = await fleet.start_on(target, fleet.agents[agent], replica)
+    except AgentMeshError as error:
+        problem = str(error)
     if problem:
-        await _take_back(fleet, target, agent, replica)
+        with contextlib.suppress(AgentMeshError):  # a node that does not answer starts again without it
+            await fleet.stop_on(target, agent, replica)
     return problem
 
 
-async def _undo(fleet: Fleet, moved: dict[str, str]) -> None:
-    for key, where in moved.items():
-        agent, _, replica = key.rpartition(".")
-        await _take_back(fleet, fleet.nodes[where], agent, int(replica))
-
-
-async def _take_back(fleet: Fleet, target: NodePlan, agent: str, replica: int) -> None:
-    target.drop(agent, replica)
-    await fleet.tell_node(target.name, "stop", name=agent, replica=replica)
-    fleet.note(agent, replica, target.name, "stopped", "")
+def _parts(key: str) -> tuple[str, int]:
+    agent, _, replica = key.rpartition(".")
+    return agent, int(replica)
 
 
 def _keys(node: NodePlan) -> list[str]:

@@ -105,7 +105,7 @@ class Operations:
         infos = await registry.discover(self._transport, self._subjects, brief=True)
         wanted = {
             name: {
-                "replicas": len(self._fleet.replicas(name)),
+                "replicas": self._fleet.wanted(name),
                 "isolation": agent.isolation,
                 "target": agent.target,
             }

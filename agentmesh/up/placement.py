@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,6 +12,9 @@ import msgspec
 
 from agentmesh.node import NodeAgent
 from agentmesh.up.plan import AgentPlan, UpPlan
+
+LONGEST_NAME = 40
+"""Characters of an agent's name that the names of its processes show."""
 
 
 @dataclass
@@ -94,8 +99,16 @@ def place(plan: UpPlan, suffix: str = "") -> list[NodePlan]:
 
 def own_node(agent: AgentPlan, replica: int, suffix: str = "") -> NodePlan:
     """The process of one replica that does not share."""
-    name = f"{agent.name[:40]}.{replica}{suffix}".replace(".", "-own-" if agent.name == "node" else "-")
-    return NodePlan(name, [node_agent(agent, [replica])], dict(agent.env), shared=False)
+    return NodePlan(
+        f"{_distinct(agent.name)}-{replica}{suffix}", [node_agent(agent, [replica])], dict(agent.env), shared=False
+    )
+
+
+def _distinct(agent: str) -> str:
+    """For the names of its processes: short, and never that of another agent's, a shared node or a tool executor."""
+    if len(agent) > LONGEST_NAME:
+        return f"{agent[: LONGEST_NAME - 9]}-{hashlib.sha256(agent.encode()).hexdigest()[:8]}"
+    return f"{agent}-own" if re.fullmatch(r"(node|tools)(-own)*", agent) else agent
 
 
 def copied(node: NodePlan, name: str) -> NodePlan:
