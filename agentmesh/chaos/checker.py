@@ -68,6 +68,8 @@ class Checker:
     def __init__(self, evidence: Evidence) -> None:
         self.evidence = evidence
         self.windows = Windows(evidence.history, evidence.ack_wait + SETTLE)
+        self.held_up = Windows(evidence.history, 0.0, without="link-acks")
+        """When a delivery may have been held up or have been on its way to a process that stood still."""
         self.stories = _stories(evidence)
 
     def violations(self) -> list[Violation]:
@@ -217,10 +219,12 @@ class Checker:
                 text = f"{story.task_id} was delivered again {late:.2f} s after the broker had taken it off the queue"
                 yield Violation("settled is settled", text, story.lines)
 
-    @staticmethod
-    def _under_way(story: Story, settled: Entry) -> bool:
-        """Whether another delivery was out already, perhaps unread: an acknowledgement does not call that one back."""
-        return [line["delivery"] for line in story.of("delivered") if line["mono"] <= settled["mono"]] != [1]
+    def _under_way(self, story: Story, settled: Entry) -> bool:
+        """Whether another delivery may be out already, unread or held up: an acknowledgement does not call it back."""
+        before = [line for line in story.of("delivered") if line["mono"] <= settled["mono"]]
+        if [line["delivery"] for line in before] != [1]:
+            return True
+        return self.held_up.disturbed(before[0]["mono"], settled["mono"], settled["pid"], margin=0.0)
 
     def _nothing_is_early(self) -> Iterator[Violation]:
         for story in self.stories.values():

@@ -36,8 +36,6 @@ class Evidence:
     orphans: list[str] = field(default_factory=list)
     """Processes that outlived those they belonged to."""
     ack_wait: float = 2.0
-    troubles: list[str] = field(default_factory=list)
-    """What kept the run itself from being carried out as planned."""
 
 
 class Watcher:

@@ -186,7 +186,7 @@ class Protection:
 PROTECTIONS = {
     "cas": Protection("first writer of a result wins", ("worker-freeze", "worker-kill"), _without_cas),
     "heartbeat": Protection("signs of life while a task runs", ("worker-kill",), _without_heartbeat),
-    "double-ack": Protection("the broker confirms the end of a task", ("server-kill",), _without_double_ack, 40.0),
+    "double-ack": Protection("the broker confirms the end of a task", ("link-acks",), _without_double_ack),
     "late-ack": Protection("a task is taken off its queue after it is done", ("worker-kill",), _without_late_ack),
     "look": Protection("a worker looks whether the task is decided", ("worker-kill",), _without_look, 40.0),
     "retry": Protection("what was not confirmed is sent again", ("link-drop", "link-hole"), _without_retry),

@@ -236,6 +236,16 @@ class Faults:
             finally:
                 door.drop = None
 
+    async def _link_acks(self, fault: Fault) -> None:
+        door = self._scene.rig.doors[self._server(fault)]
+        rng = random.Random(fault.salt)
+        async with self._happening(fault, f"door of n{self._server(fault) + 1}", broker=True):
+            door.drop_sent = lambda frame: frame.startswith(b"PUB $JS.ACK.") and rng.random() < DROPPED
+            try:
+                await asyncio.sleep(fault.seconds)
+            finally:
+                door.drop_sent = None
+
     async def _link_hole(self, fault: Fault) -> None:
         door = self._scene.rig.doors[self._server(fault)]
         async with self._happening(fault, f"door of n{self._server(fault) + 1}", broker=True):

@@ -43,6 +43,7 @@ KINDS = {
     "link-cut": Kind("every connection to a server is reset"),
     "link-delay": Kind("every chunk to and from a server is late by up to 0.2 s", (2.0, 5.0), broker=True),
     "link-drop": Kind("three of ten replies of a server are lost", (2.0, 5.0), broker=True),
+    "link-acks": Kind("three of ten acknowledgements are lost on their way to a server", (2.0, 5.0), broker=True),
     "link-hole": Kind("a server is silent, and its connections stay", (2.0, 6.0), broker=True),
     "leader-kill": Kind("SIGKILL of the leader of the tasks, started again later", (8.0, 12.0), True, True),
     "leader-isolate": Kind("clients and servers lose the leader silently", (15.0, 20.0), True, True),

@@ -11,6 +11,9 @@ from typing import Self
 
 from agentmesh import ports
 
+# MSG subject sid [reply] bytes, HMSG subject sid [reply] header-bytes bytes, PUB and HPUB alike: the body follows.
+_BODY = re.compile(rb"H?(?:MSG|PUB) .* (\d+)\r\n$")
+
 
 class TcpProxy:
     """Stands between clients and a server on loopback.
@@ -28,11 +31,13 @@ class TcpProxy:
         self._reserved = ports.reserve()
         self.port = self._reserved.port
         self.delay = 0.0
-        """Seconds added to every chunk or frame, each way."""
+        """Seconds added to every chunk, each way."""
         self.refuse = False
         """Reset new connections at once."""
         self.drop: Callable[[bytes], bool] | None = None
         """Asked about every frame from the server (`b"MSG subject sid reply n\\r\\npayload\\r\\n"`); True loses it."""
+        self.drop_sent: Callable[[bytes], bool] | None = None
+        """The same for frames from a client (`b"PUB subject reply n\r\npayload\r\n"`)."""
         self.dropped = 0
         """Frames lost so far."""
         self._target = (target_host, target_port)
@@ -114,8 +119,8 @@ class TcpProxy:
         far_reader: asyncio.StreamReader,
         far_writer: asyncio.StreamWriter,
     ) -> None:
-        up = asyncio.create_task(self._pump(chunks(reader), far_writer, lossy=False))
-        down = asyncio.create_task(self._pump(frames(far_reader), writer, lossy=True))
+        up = asyncio.create_task(self._pump(reader, Frames(b"CONNECT "), far_writer, lambda: self.drop_sent))
+        down = asyncio.create_task(self._pump(far_reader, Frames(b"INFO "), writer, lambda: self.drop))
         try:
             await asyncio.wait([up, down], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -123,15 +128,23 @@ class TcpProxy:
             down.cancel()
             await asyncio.gather(up, down, return_exceptions=True)
 
-    async def _pump(self, pieces: AsyncIterator[bytes], writer: asyncio.StreamWriter, *, lossy: bool) -> None:
-        async for piece in pieces:
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        frames: Frames,
+        writer: asyncio.StreamWriter,
+        dropping: Callable[[], Callable[[bytes], bool] | None],
+    ) -> None:
+        while data := await reader.read(65536):
             await self._open.wait()
             if self.delay:
                 await asyncio.sleep(self.delay)
-            if lossy and self.drop is not None and self.drop(piece):
-                self.dropped += 1
-                continue
-            writer.write(piece)
+            drop = dropping()
+            for frame in frames.feed(data):
+                if drop is not None and drop(frame):
+                    self.dropped += 1
+                else:
+                    writer.write(frame)
             await writer.drain()
 
     async def __aenter__(self) -> Self:
@@ -144,22 +157,34 @@ class TcpProxy:
         await self.stop()
 
 
-async def chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """What arrives, as it arrives."""
-    while data := await reader.read(65536):
-        yield data
+class Frames:
+    """Cuts what a NATS server or client sends into operations; a stream without its greeting stays as it comes."""
 
+    def __init__(self, greeting: bytes) -> None:
+        self._greeting = greeting
+        self._known = False
+        self._foreign = False
+        self._rest = b""
 
-async def frames(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """What a NATS server sends, one operation at a time; chunks if it does not begin as the protocol does."""
-    start = await reader.readexactly(5)
-    if start != b"INFO ":
-        yield start
-        async for chunk in chunks(reader):
-            yield chunk
-        return
-    while line := start + await reader.readuntil(b"\r\n"):
-        start = b""
-        # MSG subject sid [reply] bytes, HMSG subject sid [reply] header-bytes bytes: the body follows.
-        body = re.match(rb"H?MSG .* (\d+)\r\n$", line)
-        yield line + await reader.readexactly(int(body[1]) + 2) if body else line
+    def feed(self, data: bytes) -> list[bytes]:
+        """What is complete now. What is not is kept for the next time."""
+        self._rest += data
+        if not self._known:
+            begin = self._rest[: len(self._greeting)]
+            self._known = len(begin) == len(self._greeting) or not self._greeting.startswith(begin)
+            self._foreign = self._known and begin != self._greeting
+        if self._foreign:
+            whole, self._rest = [self._rest], b""
+            return whole
+        found = []
+        while frame := self._first():
+            found.append(frame)
+            self._rest = self._rest[len(frame) :]
+        return found
+
+    def _first(self) -> bytes:
+        """The first operation, empty while it is not complete."""
+        line = self._rest[: self._rest.find(b"\r\n") + 2]
+        body = _BODY.match(line)
+        size = len(line) + (int(body[1]) + 2 if body else 0)
+        return self._rest[:size] if self._known and len(line) > 1 and len(self._rest) >= size else b""

@@ -73,8 +73,13 @@ async def run(options: Options, told: Told = lambda line: None) -> Report:
     """
     folder = Path(tempfile.mkdtemp(prefix="agentmesh-chaos-")) if options.keep is None else options.keep.absolute()
     (folder / "history").mkdir(parents=True, exist_ok=True)
-    async with _servers(options, folder) as rig:
-        found = await _Run(options, told, rig, folder).carry_out()
+    try:
+        async with _servers(options, folder) as rig:
+            found = await _Run(options, told, rig, folder).carry_out()
+    except asyncio.CancelledError:
+        if options.keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     violations = Checker(found).violations()
     made = report(found, violations, options.seed, str(folder))
     (folder / "report.json").write_text(json.dumps(made.document(), indent=1))

@@ -19,9 +19,10 @@ class Windows:
     Args:
         history: Of the run.
         settle: Seconds that connections, leaders and timers need after a fault of the broker or the links.
+        without: A fault that does not count.
     """
 
-    def __init__(self, history: Iterable[Entry], settle: float) -> None:
+    def __init__(self, history: Iterable[Entry], settle: float, *, without: str = "") -> None:
         self._spans: dict[int, list[Span]] = defaultdict(list)
         open_faults: dict[int, Entry] = {}
         blocked: dict[int, float] = {}
@@ -31,6 +32,8 @@ class Windows:
             at, pid = float(entry["mono"]), int(entry["pid"])
             end = at
             match entry["kind"]:
+                case "fault" | "mended" if entry["fault"] == without:
+                    continue
                 case "fault":
                     open_faults[entry["number"]] = entry
                 case "mended":

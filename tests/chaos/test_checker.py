@@ -95,7 +95,19 @@ def _a_frozen_worker_wakes_up(story: Story) -> None:
     story.effect(9.2)
 
 
-@pytest.mark.parametrize("kept", [_plain, _redelivered_after_a_kill, _a_frozen_worker_wakes_up])
+def _a_delivery_is_held_up_on_its_way(story: Story) -> None:
+    story.submit()
+    story.start(2.0)
+    story.fault(2.1, 6.0, broker=True)
+    story.effect(2.5)
+    story.result(6.1)
+    story.line(6.2, WORKER, "settled", task="t", subject="s")
+    story.line(6.8, OTHER, "delivered", task="t", delivery=3)
+
+
+@pytest.mark.parametrize(
+    "kept", [_plain, _a_delivery_is_held_up_on_its_way, _redelivered_after_a_kill, _a_frozen_worker_wakes_up]
+)
 def test_a_kept_promise_is_no_violation(story: Story, kept: Callable[[Story], None]) -> None:
     kept(story)
 

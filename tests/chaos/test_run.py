@@ -44,7 +44,7 @@ async def test_without_a_protection_the_run_is_found_in_violation(
 
     report = await run_chaos(
         ",".join(chosen.faults),
-        seconds=9.0,
+        seconds=10.0,
         seed=3,
         gap=0.8,
         shape=Shape(rate=chosen.rate),

@@ -145,6 +145,19 @@ async def test_a12_lost_messages_leave_the_stream_of_frames_in_step(proxy: TcpPr
     assert proxy.dropped == 2
 
 
+async def test_what_a_client_sends_can_be_lost_too(proxy: TcpProxy) -> None:
+    async with wire(proxy.port) as client:
+        proxy.drop_sent = lambda frame: frame.startswith(b"PUB $JS.ACK.")
+        client.send("SUB > 1\r\n")
+        client.send("PUB $JS.ACK.x 4\r\n+ACK\r\nPUB a 4\r\nk\r\ne\r\n")
+
+        assert await client.line() == "MSG a 1 4"
+        assert (await client.line(), await client.line()) == ("k", "e")
+        await client.ping()
+
+    assert proxy.dropped == 1
+
+
 async def test_a_proxy_counts_its_connections(proxy: TcpProxy) -> None:
     async with wire(proxy.port):
         assert proxy.connections == 1
