@@ -139,12 +139,12 @@ class TcpProxy:
             await self._open.wait()
             if self.delay:
                 await asyncio.sleep(self.delay)
-            drop = dropping()
-            for frame in frames.feed(data):
-                if drop is not None and drop(frame):
-                    self.dropped += 1
-                else:
-                    writer.write(frame)
+            pieces = frames.feed(data)
+            if (drop := dropping()) is not None:
+                kept = [piece for piece in pieces if not drop(piece)]
+                self.dropped += len(pieces) - len(kept)
+                pieces = kept
+            writer.write(b"".join(pieces))
             await writer.drain()
 
     async def __aenter__(self) -> Self:
