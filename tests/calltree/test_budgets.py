@@ -49,7 +49,7 @@ async def nothing() -> None:
     """Do nothing."""
 
 
-async def test_l5_steps_are_counted_exactly_on_all_hosts(mesh: Mesh, spawn_process: SpawnProcess) -> None:
+async def test_t5_steps_are_counted_exactly_on_all_hosts(mesh: Mesh, spawn_process: SpawnProcess) -> None:
     nodes = [await spawn_process("tests.calltree.agents", mesh.url, mesh.subjects.tenant) for _ in range(2)]
     for node in nodes:
         await node.line_matching("ready")

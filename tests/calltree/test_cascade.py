@@ -73,7 +73,7 @@ async def quiet_since(ledger: Ledger, timeout: float) -> float:
     return ledger.path.stat().st_mtime
 
 
-async def test_l1_cancelling_a_task_ends_three_levels_on_two_nodes_within_a_second(
+async def test_t1_cancelling_a_task_ends_three_levels_on_two_nodes_within_a_second(
     client: Client, ledger: Ledger, start_node: StartNode
 ) -> None:
     nodes = [await start_node(), await start_node()]
@@ -92,7 +92,7 @@ async def test_l1_cancelling_a_task_ends_three_levels_on_two_nodes_within_a_seco
     await assert_still(ledger)
 
 
-async def test_l2_the_deadline_of_a_task_is_that_of_everything_below_it(
+async def test_t2_the_deadline_of_a_task_is_that_of_everything_below_it(
     client: Client, ledger: Ledger, start_node: StartNode
 ) -> None:
     await asyncio.gather(start_node(), start_node())
@@ -108,7 +108,7 @@ async def test_l2_the_deadline_of_a_task_is_that_of_everything_below_it(
     await assert_still(ledger)
 
 
-async def test_l3_a_cascade_goes_on_though_a_worker_is_killed_in_the_middle_of_it(
+async def test_t3_a_cascade_goes_on_though_a_worker_is_killed_in_the_middle_of_it(
     client: Client, ledger: Ledger, start_node: StartNode
 ) -> None:
     nodes = await asyncio.gather(start_node(), start_node())
@@ -128,7 +128,7 @@ async def test_l3_a_cascade_goes_on_though_a_worker_is_killed_in_the_middle_of_i
     await assert_still(ledger)
 
 
-async def test_l4_a_lost_prompt_is_made_up_for_by_the_third_heartbeat(
+async def test_t4_a_lost_prompt_is_made_up_for_by_the_third_heartbeat(
     client: Client, ledger: Ledger, start_node: StartNode
 ) -> None:
     await start_node()
@@ -159,7 +159,7 @@ async def test_detached_tasks_go_on_when_what_submitted_them_is_cancelled(
 
 
 @pytest.mark.slow
-async def test_l3_trees_end_while_their_workers_are_killed_again_and_again(
+async def test_t3_trees_end_while_their_workers_are_killed_again_and_again(
     client: Client, ledger: Ledger, start_node: StartNode
 ) -> None:
     seed = random.randrange(2**32)

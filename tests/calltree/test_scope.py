@@ -167,7 +167,7 @@ async def test_a_cancelled_task_ends_the_tasks_of_its_batch(mesh: Mesh, stage: S
     await interrupted(stage, "hold")
 
 
-async def test_l6_a_cancelled_task_ends_the_processes_of_a_tool_that_an_agent_it_asked_has_called(
+async def test_t6_a_cancelled_task_ends_the_processes_of_a_tool_that_an_agent_it_asked_has_called(
     mesh: Mesh, stage: Stage, tmp_path: Path
 ) -> None:
     marker = tmp_path / "pids"
@@ -296,7 +296,7 @@ async def test_a_dead_letter_that_is_put_back_is_nobodys_child_any_more(mesh: Me
     assert await mesh.job(again).result(timeout=5) == "done"
 
 
-async def test_l12_the_task_of_a_request_whose_handler_was_killed_ends_at_the_deadline_it_inherited(
+async def test_t12_the_task_of_a_request_whose_handler_was_killed_ends_at_the_deadline_it_inherited(
     mesh: Mesh, spawn: Spawn, spawn_process: SpawnProcess
 ) -> None:
     class Keeper(Agent):

@@ -50,7 +50,7 @@ async def other(mesh: Mesh) -> AsyncIterator[Mesh]:
 
 
 @pytest.mark.usefixtures("two_nodes")
-async def test_l7_twenty_asks_with_one_key_over_two_processes_are_one_run(mesh: Mesh, other: Mesh, book: Path) -> None:
+async def test_t7_twenty_asks_with_one_key_over_two_processes_are_one_run(mesh: Mesh, other: Mesh, book: Path) -> None:
     asking = [client.ask("teller", Pay(amount=5), idempotency_key="order-7") for client in (mesh, other) * 10]
 
     answers = await asyncio.gather(*asking)
@@ -132,7 +132,7 @@ async def test_a_claim_whose_owner_was_killed_is_taken_over_after_its_deadline(
 
 
 @pytest.mark.usefixtures("two_nodes")
-async def test_l8_twenty_submits_with_one_key_are_one_task(mesh: Mesh, other: Mesh, book: Path) -> None:
+async def test_t8_twenty_submits_with_one_key_are_one_task(mesh: Mesh, other: Mesh, book: Path) -> None:
     submitting = [client.submit(Transfer(amount=5), to="teller", idempotency_key="t") for client in (mesh, other) * 10]
 
     jobs = await asyncio.gather(*submitting)

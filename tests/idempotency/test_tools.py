@@ -81,7 +81,7 @@ pytestmark = pytest.mark.usefixtures("spawn")
     ("how", "times", "expected"),
     [("declared", 1, 1), ("declared", 2, 2), ("by name", 1, 1), ("key", 1, 1), ("neither", 1, 2)],
 )
-async def test_l9_a_step_of_a_task_happens_once_however_often_the_task_is_tried(
+async def test_t9_a_step_of_a_task_happens_once_however_often_the_task_is_tried(
     spawn: Spawn, book: Path, how: str, times: int, expected: int
 ) -> None:
     shop = await spawn(Shop)
@@ -141,7 +141,7 @@ async def test_a_call_that_was_ended_is_unknown_and_not_run_again(mesh: Mesh, bo
 
 
 @pytest.mark.slow
-async def test_l10_of_a_killed_executor_it_is_said_what_is_known_and_nothing_is_run_again(
+async def test_t10_of_a_killed_executor_it_is_said_what_is_known_and_nothing_is_run_again(
     mesh: Mesh, spawn_process: SpawnProcess, book: Path
 ) -> None:
     arguments = ("--nats", mesh.url, "--tenant", mesh.subjects.tenant, "tests.idempotency.samples")
@@ -200,7 +200,7 @@ async def test_the_step_of_a_workflow_is_not_decided_by_an_attempt_that_was_repl
 
 
 @pytest.mark.usefixtures("executors")
-async def test_l11_a_call_of_an_attempt_that_was_replaced_is_refused(mesh: Mesh, book: Path) -> None:
+async def test_t11_a_call_of_an_attempt_that_was_replaced_is_refused(mesh: Mesh, book: Path) -> None:
     task_id = new_id()
 
     async def call(ctx: TaskContext, step: str) -> str:

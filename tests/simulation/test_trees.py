@@ -149,7 +149,7 @@ def play(seed: int) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_l3_a_tree_ends_whatever_happens_meanwhile(seed: int) -> None:
+def test_t3_a_tree_ends_whatever_happens_meanwhile(seed: int) -> None:
     assert play(seed) == []
 
 
