@@ -56,6 +56,7 @@ from agentmesh.tasks.outcome import Again, Dead, Decided, Leave, Outcome, Return
 from agentmesh.tasks.seat import Seat
 from agentmesh.tasks.undoing import put_off, undone
 from agentmesh.tasks.wire import NOTHING, Failure, ResultBody, TaskBody, decode_queued
+from agentmesh.tasks.workflow.journal import has_sagas
 from agentmesh.transport import Delivery, Transport
 
 if TYPE_CHECKING:
@@ -199,6 +200,19 @@ class Attempt:
                 self.bench.gate.leave(self)
             if self.bench.running.get(self.task_id) is self:
                 del self.bench.running[self.task_id]
+
+    async def end_unrun(self) -> bool:
+        """Settle a task that waits, if it or the task it belongs to has ended; whether that is so.
+
+        One that has to undo a saga waits for its turn.
+        """
+        transport, subjects = self.bench.transport, self.bench.subjects
+        self.body = body = decode_queued(self.delivery.data)
+        ending = await lineage.ending(transport, subjects, body)
+        if ending is None or await has_sagas(transport, subjects, body.task_id):
+            return False
+        await self._settle(self._ended(ending))
+        return True
 
     async def _judge(self) -> Outcome:
         """Look at the task, and run its handler if that is what it needs."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from agentmesh import codec
@@ -122,19 +123,18 @@ class TaskClient:
             InvalidScheduleError: Not accepted: `at` is in the past, and the like.
             PublishTimeoutError: Unknown, no confirmation within 30 s; submit it again with the same id.
         """
-        when = None if delay is None and at is None else once(delay, at)
-        await self.ensure()
-        due = None if when is None else when.at
         wishes = Wishes(
-            to, task_id, priority, deadline, source, trace_id, detached, budget, due, Patience(patience, on_full)
+            to, task_id, priority, deadline, source, trace_id, detached, budget, patience=Patience(patience, on_full)
         )
-        if idempotency_key is None:
-            body = make_body(self.subjects, task, wishes)
-            body.fingerprint = fingerprint
-            return await self._accept(body, when, type(task), wishes.patience)
-        return await self._submit_once(task, wishes, when, idempotency_key)
+        if idempotency_key is not None:
+            return await self._submit_once(task, wishes, partial(_moment, delay, at), idempotency_key)
+        when = _moment(delay, at)
+        await self.ensure()
+        body = make_body(self.subjects, task, replace(wishes, due=None if when is None else when.at))
+        body.fingerprint = fingerprint
+        return await self._accept(body, when, type(task), wishes)
 
-    async def _submit_once(self, task: Task[R], wishes: Wishes, when: When | None, key: str) -> Job[R]:
+    async def _submit_once(self, task: Task[R], wishes: Wishes, moment: Callable[[], When | None], key: str) -> Job[R]:
         """The job that was submitted under this key, or a new one.
 
         The record of the key is claimed, then the task accepted, then that is recorded. Who finds a claim without the
@@ -142,25 +142,28 @@ class TaskClient:
         """
         if wishes.task_id is not None:
             raise DefinitionError(type(task).__name__, "submit takes task_id or idempotency_key, not both")
+        await self.ensure()
         known = keys.Keys(self.transport, self.subjects, "task")
         kind = wire_name(type(task))
         mark = keys.fingerprint(kind, codec.encode_body(task))
         task_id = f"key-{keys.digest(keys.checked(key), mark)[:40]}"
         record = keys.Record(key, f"task {kind}", mark, task_id=task_id)
-        entry = await known.find(key, mark, record.what) or await known.claim(record)
-        if entry is None:
-            entry = await known.find(key, mark, record.what)
+        entry = await known.find(key, mark, record.what)
         if entry is not None and entry.record.state == "decided":
             return self.job(task_id, type(task))
-        body = make_body(self.subjects, task, replace(wishes, task_id=task_id))
-        job = await self._accept(body, when, type(task), wishes.patience)
+        when = moment()  # not before: what was accepted under the key may have been due in the meantime
+        entry = entry or await known.claim(record) or await known.find(key, mark, record.what)
+        if entry is not None and entry.record.state == "decided":
+            return self.job(task_id, type(task))
+        wishes = replace(wishes, task_id=task_id, due=None if when is None else when.at)
+        job = await self._accept(make_body(self.subjects, task, wishes), when, type(task), wishes)
         if entry is not None:
             await known.decide(entry)
         return job
 
-    async def _accept(self, body: TaskBody, when: When | None, task_type: type[Task[R]], patience: Patience) -> Job[R]:
+    async def _accept(self, body: TaskBody, when: When | None, task_type: type[Task[R]], wishes: Wishes) -> Job[R]:
         if body.budget:
-            await charge(self.transport, self.subjects, body.budget)
+            await charge(self.transport, self.subjects, body.budget, "" if wishes.task_id is None else body.task_id)
         if when is not None:
             return await self._delay(body, when, task_type)
         data = encode(body)
@@ -174,7 +177,7 @@ class TaskClient:
         def store() -> Awaitable[PubAck]:
             return self._stored(body.task_id, subject, data)
 
-        stored = await self._pressure.patiently(store, subject, len(data), patience)
+        stored = await self._pressure.patiently(store, subject, len(data), wishes.patience)
         if stored.duplicate:
             watch.look_at = 0.0  # it may be decided long since
         return Job(self, watch, task_type, stored.sequence)
@@ -323,3 +326,8 @@ class TaskClient:
         """Forget it. Raises NoSuchTaskError."""
         await self.ensure()
         await self.dead.drop(task_id)
+
+
+def _moment(delay: float | None, at: datetime | None) -> When | None:
+    """When a task is due; None: now."""
+    return None if delay is None and at is None else once(delay, at)

@@ -167,6 +167,11 @@ class TaskContext(WorkflowVerbs):
 
     # ------------------------------------------------------------ workflows: for the worker
 
+    @property
+    def may_repeat(self) -> bool:
+        """Whether the handler may have run before, also in a run that was given back and counts as no attempt."""
+        return self.attempt > 1 or (self._me is not None and self._me.rank > 1)
+
     def is_final(self, error: BaseException) -> bool:
         """Whether another run would come to the same, because a decided step said so."""
         return isinstance(error, WorkflowError) or (self._workflow is not None and self._workflow.is_final(error))

@@ -291,6 +291,7 @@ class Gate:
         line = self._lines.setdefault(line.path, line)  # nobody waited in it for a moment: it may be forgotten
         self._busy.set()
         if line.takes and self.parked < IN_HAND:
+            attempt.body = attempt.body or decode_queued(attempt.delivery.data)  # by which `find` knows it
             line.parked.append(attempt)
             return 0.0
         return line.send_away()

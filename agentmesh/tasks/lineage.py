@@ -8,6 +8,7 @@ level that ends decides its own slot, at which the next one looks.
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 
 from agentmesh.budgets import SECONDS
@@ -21,6 +22,11 @@ CANCEL = "cancel"
 
 ENDED: tuple[Status, ...] = ("cancelled", "expired")
 """Decisions that end what belongs to the task, too. One that completed or failed leaves its children alone."""
+
+_LOOK_AGAIN = 1.0
+"""Seconds that it is good for that a task has not ended."""
+
+_REMEMBERED = 1_000
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,40 @@ async def ending(transport: Transport, subjects: Subjects, body: TaskBody, *, la
         slot.read(transport, subjects, master, latest=latest),
     )
     return _own(mine) or _inherited(parents)
+
+
+class Masters:
+    """Which tasks have ended that others belong to; each is looked at once a second at most."""
+
+    def __init__(self, transport: Transport, subjects: Subjects) -> None:
+        self._transport = transport
+        self._subjects = subjects
+        self._known: dict[str, tuple[float, bool]] = {}
+        """When it was looked at last, and whether it had ended."""
+
+    async def has_ended(self, body: TaskBody) -> bool:
+        """Whether the task that this one belongs to has ended, as far as is known."""
+        master = body.master_id
+        if not master:
+            return False
+        looked_at, ended = self._known.get(master, (-math.inf, False))
+        time = asyncio.get_running_loop().time()
+        if not ended and time - looked_at > _LOOK_AGAIN:
+            self._note(master, time, False)  # whoever asks meanwhile need not look
+            ended = _inherited(await slot.read(self._transport, self._subjects, master)) is not None
+            if ended or master in self._known:  # else it was to be forgotten meanwhile
+                self._note(master, time, ended)
+        return ended
+
+    def forget(self, task_id: str) -> None:
+        """It may have ended: look again."""
+        self._known.pop(task_id, None)
+
+    def _note(self, master: str, time: float, ended: bool) -> None:
+        self._known.pop(master, None)
+        self._known[master] = (time, ended)
+        if len(self._known) > _REMEMBERED:
+            del self._known[next(iter(self._known))]
 
 
 async def prompt(transport: Transport, subjects: Subjects, task_id: str) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from agentmesh.budgets import STEPS, Grants, out_of_time
 from agentmesh.errors import ConnectionLostError
 from agentmesh.subjects import Subjects
+from agentmesh.tasks.keys import digest
 from agentmesh.tasks.layout import BUDGETS, BUDGETS_SPEC, ensure
 from agentmesh.transport import StoredMessage, Transport
 
@@ -21,8 +22,15 @@ class _Total(msgspec.Struct):
     val: str
 
 
-async def charge(transport: Transport, subjects: Subjects, grants: Grants) -> None:
+async def charge(transport: Transport, subjects: Subjects, grants: Grants, once: str = "") -> None:
     """Take one step from each of these budgets, for something that is about to be sent.
+
+    Args:
+        transport: The connection.
+        subjects: The tenant's subjects.
+        grants: The budgets.
+        once: The id of what is sent, if it may have been sent before: by an earlier run of a workflow, for example.
+            Then it takes one step in all. Who dies between taking the step and noting it takes another one.
 
     Raises:
         BudgetExceededError: One of them is used up, or its time is.
@@ -32,8 +40,20 @@ async def charge(transport: Transport, subjects: Subjects, grants: Grants) -> No
     if problem is not None:
         raise problem
     for one in reversed(grants):  # the narrowest first: what it refuses costs the others nothing
-        if one.steps is not None and await _count(transport, subjects.budget(one.tree_id)) > one.steps:
+        if one.steps is None:
+            continue
+        note = subjects.budget(f"once-{digest(one.tree_id, once)[:40]}") if once else ""
+        if note and await _is_noted(transport, note):
+            continue
+        if await _count(transport, subjects.budget(one.tree_id)) > one.steps:
             raise one.spent(STEPS)
+        if note:
+            await _count(transport, note)
+
+
+async def _is_noted(transport: Transport, subject: str) -> bool:
+    await ensure(transport, BUDGETS_SPEC)
+    return await transport.last_message(BUDGETS, subject) is not None
 
 
 async def _count(transport: Transport, subject: str) -> int:

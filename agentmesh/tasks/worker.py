@@ -22,8 +22,9 @@ from agentmesh.tasks.giving import give_back, record_wait, send_away
 from agentmesh.tasks.lanes import Lanes
 from agentmesh.tasks.layout import ACK_WAIT, ensure_streams
 from agentmesh.tasks.line import Line
-from agentmesh.tasks.lineage import CANCEL
+from agentmesh.tasks.lineage import CANCEL, Masters
 from agentmesh.tasks.pulse import Pulse, look
+from agentmesh.tasks.wire import TaskBody, decode_queued
 from agentmesh.transport import Delivery, Message, Subscription, Transport
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class TaskWorker:
         )
         self._all_waited = False
         """Of what was taken last, no task could begin."""
+        self._masters = Masters(transport, subjects)
         self._recorded: dict[int, None] = {}
         """Tasks whose waiting is recorded, by sequence; the last ones."""
         self._wake = asyncio.Event()
@@ -347,13 +349,27 @@ class TaskWorker:
             del self._recorded[next(iter(self._recorded))]
         if delay:
             self._in_hand.pop(delivery.sequence, None)
-            self._chore(send_away(self._bench, delivery, delay, recorded=recorded))
+            self._chore(self._send_away(attempt, delay, recorded))
             return
         self._in_hand[delivery.sequence] = attempt
         self._pulse.wake()
         if not recorded:
             attempt.waits = True
             self._chore(record_wait(self._bench, delivery))
+        if attempt.body is not None and attempt.body.master_id:
+            self._chore(self._look_up(attempt.body))
+
+    async def _look_up(self, body: TaskBody) -> None:
+        """A task waits in hand: the prompt that the one it belongs to has ended may have come before."""
+        if await self._masters.has_ended(body) and self._gate is not None:
+            self._retry(self._gate.find(body.task_id))
+
+    async def _send_away(self, attempt: Attempt, delay: float, recorded: bool) -> None:
+        """For later, unless the task has ended meanwhile: it need not wait for room to be told so."""
+        delivery = attempt.delivery
+        if await self._masters.has_ended(decode_queued(delivery.data)) and await attempt.end_unrun():
+            return
+        await send_away(self._bench, delivery, delay, recorded=recorded)
 
     def _retry(self, attempts: list[Attempt]) -> None:
         """There may be room now for what waited."""
@@ -377,6 +393,7 @@ class TaskWorker:
     def _on_cancel(self, message: Message) -> None:
         """A prompt: who runs that task, or one that belongs to it, looks at its slot. A forged one has no effect."""
         task_id = message.data.decode("utf-8", "replace")
+        self._masters.forget(task_id)
         for attempt in self._by_id.values() if task_id else ():
             if attempt.belongs_to(task_id):
                 self._chore(look(attempt))

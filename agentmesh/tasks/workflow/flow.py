@@ -312,7 +312,7 @@ class Workflow:
         job = self.client.job(child_id, type(task))
         fingerprint = _fingerprint(task)
         body = None
-        if self.context.attempt > 1 or self.desk.ended or undoing.get():
+        if self.context.may_repeat or self.desk.ended or undoing.get():
             body = await slot.read(self.transport, self.subjects, child_id)
         if body is None:
             self.check_ended()
