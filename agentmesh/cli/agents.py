@@ -109,6 +109,9 @@ def _show_nodes(session: Session) -> None:
     for up in supervisors:
         what = "does the chores" if up["active"] else "stands by"
         out.note(f"supervisor {up['name']} (pid {up['pid']} on {up['host']}) {what}")
+        for group in up.get("groups", ()):
+            why = f": {group['problem'].rstrip().rpartition(chr(10))[2]}" if group["problem"] else ""
+            out.note(f"  group {group['name']} ({', '.join(group['agents'])}) is {group['state']}{why}")
     memory = leases.get("memory")
     if memory is not None:
         out.note(f"memory is served by pid {memory.pid} on {memory.host} from {memory.about.partition(':')[2]}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +16,9 @@ if TYPE_CHECKING:
     from agentmesh.up import UpPlan
 
 commands = Commands()
+
+NODES = Path(".agentmesh", "nodes")
+"""Where nodes keep their locks and logs."""
 
 
 @commands.command(
@@ -47,11 +49,14 @@ def node(
     elsewhere. It outlives restarts of the broker; Ctrl-C finishes what is being done, and Ctrl-C again ends everything
     at once.
     """
+    from agentmesh.up.rundir import first_free
+
     plan = _plan(session, targets or [], only, replicas or [])
+    lock = first_free((plan.root / NODES).absolute())  # several may run from one project
     level = "DEBUG" if session.options.verbose else "WARNING" if session.options.quiet else "INFO"
-    plan = replace(plan, nodes=nodes, reload=reload, log_level=level)
+    plan = replace(plan, run_dir=lock.folder, nodes=nodes, reload=reload, log_level=level)
     warn_of_nothing(session, plan)
-    run_here(session, plan, strict)
+    run_here(session, plan, strict, lock)
 
 
 def _plan(session: Session, targets: list[str], only: str | None, replicas: list[str]) -> UpPlan:
@@ -75,13 +80,4 @@ def _plan(session: Session, targets: list[str], only: str | None, replicas: list
         joined=True,
         memory=MemoryPlan(enabled=False),
         tools=ToolsPlan(),
-        run_dir=_free_folder(plan.root),
     )
-
-
-def _free_folder(root: Path) -> Path:
-    """Where this node keeps its lock and logs: several may run from one project."""
-    from agentmesh.up import holder
-
-    folders = (Path(".agentmesh", "nodes", str(number)) for number in itertools.count(1))
-    return next(folder for folder in folders if holder((root / folder).absolute()) is None)

@@ -36,7 +36,8 @@ class _Shown:
     def state(self) -> str:
         if self.ready >= self.wanted:
             return "ready"
-        return "failed" if "failed" in self.states.values() else "starting"
+        states = set(self.states.values())
+        return "failed" if "failed" in states else "stopped" if states == {"stopped"} else "starting"
 
 
 class Screen:
@@ -155,13 +156,14 @@ class Screen:
         self._line(f"~ {event.process} ended ({why}); started again ({event.restarts})")
 
     def _reloaded(self, event: events.Reloaded) -> None:
-        files = ", ".join(map(_short, event.files))
+        cause = f"{', '.join(map(_short, event.files))} changed" if event.files else "new processes were asked for"
         if event.problem:
-            self._line(self._out.style(f"~ {files} changed, the old code runs on:", "red"))
+            rest = f", except in {', '.join(event.nodes)}" if event.nodes else ""
+            self._line(self._out.style(f"~ {cause}, the old code runs on{rest}:", "red"))
             self._line(event.problem.rstrip())
             return
         what = ", ".join(event.agents or event.nodes) or "nothing to do"
-        self._line(self._out.style(f"~ {files} changed → {what} restarted in {event.seconds:.1f} s", "green"))
+        self._line(self._out.style(f"~ {cause} → {what} restarted in {event.seconds:.1f} s", "green"))
 
     def _warned(self, event: events.Warned) -> None:
         text = event.text.rstrip()

@@ -16,6 +16,7 @@ from agentmesh.errors import UsageError
 
 if TYPE_CHECKING:
     from agentmesh.up import UpEvent, UpPlan
+    from agentmesh.up.rundir import RunLock
 
 commands = Commands()
 PANEL = "Start"
@@ -94,8 +95,8 @@ def _plan(session: Session, targets: Sequence[str], only: str | None, replicas: 
     return replace(plan, reload=reload, log_level=level)
 
 
-def run_here(session: Session, plan: UpPlan, strict: bool) -> None:
-    """Run a plan until it is told to stop, and show what happens.
+def run_here(session: Session, plan: UpPlan, strict: bool, lock: RunLock | None = None) -> None:
+    """Run a plan until it is told to stop, and show what happens. `lock`: of its folder, if it is held already.
 
     Raises:
         typer.Exit: It did not end well.
@@ -115,7 +116,7 @@ def run_here(session: Session, plan: UpPlan, strict: bool) -> None:
         elif isinstance(event, Stopped) and event.killed and code == exits.OK:
             code = exits.INTERRUPTED
 
-    running = Up(plan, show)
+    running = Up(plan, show, lock)
     screen.banner()
     session.run(running.run())
     if code:

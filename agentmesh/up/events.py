@@ -104,10 +104,11 @@ class Restarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Reloaded(Event):
-    """Sources changed and nodes were replaced, or kept because the new code is broken."""
+    """Nodes were replaced, or kept because the new code is broken."""
 
     kind = "reload"
     files: tuple[str, ...]
+    """Those that changed; none if somebody asked for it."""
     nodes: tuple[str, ...]
     """Those that run the new code now."""
     agents: tuple[str, ...]

@@ -91,6 +91,7 @@ class Operations:
                 "id": self._up.id,
                 "active": self._up.chores is not None and self._up.chores.active,
                 "knows": [*self._fleet.agents, *self._fleet.members, *self._fleet.groups],
+                "groups": self._fleet.groups.table(),
                 "tenant": plan.tenant,
                 "url": self._up.url,
                 "host": socket.gethostname(),

@@ -53,9 +53,10 @@ class Up:
     Args:
         plan: What to run.
         listener: Called with every event, in the event loop of `run`; must not block.
+        lock: Of the plan's folder, if it is held already.
     """
 
-    def __init__(self, plan: UpPlan, listener: Listener) -> None:
+    def __init__(self, plan: UpPlan, listener: Listener, lock: RunLock | None = None) -> None:
         self.plan = plan
         self.started_at = now()
         self.url = ""
@@ -64,7 +65,7 @@ class Up:
         self.transport: Transport | None = None
         self.book = LogBook(plan.folder / "logs", lambda source, text: self._emit(LogLine(source=source, text=text)))
         self._listener = listener
-        self._lock = RunLock(plan.folder)
+        self._lock = lock or RunLock(plan.folder)
         self._broker: EmbeddedBroker | None = None
         self._subjects = Subjects(plan.tenant)
         self._dispatcher: Dispatcher | None = None
@@ -148,7 +149,8 @@ class Up:
         ready, failed = self.fleet.count()
         seconds = asyncio.get_running_loop().time() - began
         self._emit(Ready(url=self.url, seconds=seconds, agents=ready, failed=failed))
-        self._checking = asyncio.get_running_loop().create_task(self._check_broker(), name="up: check the broker")
+        if not self.plan.joined:  # its supervisors say it
+            self._checking = asyncio.get_running_loop().create_task(self._check_broker(), name="up: check the broker")
 
     async def _check_broker(self) -> None:
         """Warn of what would break a promise. Nobody waits for it."""

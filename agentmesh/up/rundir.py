@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import time
 from pathlib import Path
@@ -19,37 +20,54 @@ class RunLock:
     """Held for as long as this process runs the mesh of a folder. The kernel lets go of it however the process ends."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._fd = -1
 
     def acquire(self) -> None:
-        """Take it, and remove what a killed mesh left behind.
+        """Take it, unless it is ours already, and remove what a killed mesh left behind.
 
         Raises:
             AlreadyRunningError: Another process holds it.
             ConfigError: The folder cannot be written to.
         """
+        if self._fd >= 0:
+            return
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise not_writable(self._folder, error) from error
+            raise not_writable(self.folder, error) from error
         give_up = time.monotonic() + 0.2  # `holder` has it for a moment when it looks
         while not _try(fd, fcntl.LOCK_EX):
             if time.monotonic() > give_up:
                 os.close(fd)
-                raise AlreadyRunningError(str(self._folder), _written(self._folder))
+                raise AlreadyRunningError(str(self.folder), _written(self.folder))
             time.sleep(0.02)
         self._fd = fd
         os.ftruncate(fd, 0)
         os.write(fd, str(os.getpid()).encode())
-        runfile.remove(self._folder)
+        runfile.remove(self.folder)
 
     def release(self) -> None:
         """Let go of it."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def first_free(folder: Path) -> RunLock:
+    """The lock of the first folder `1`, `2`, … in `folder` that nobody else has, taken.
+
+    Raises:
+        ConfigError: The folder cannot be written to.
+    """
+    for number in itertools.count(1):
+        lock = RunLock(folder / str(number))
+        if holder(lock.folder) is None:
+            with contextlib.suppress(AlreadyRunningError):  # another one was faster
+                lock.acquire()
+                return lock
+    raise AssertionError("unreachable")
 
 
 def holder(folder: Path) -> int | None:
