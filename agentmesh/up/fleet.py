@@ -1,11 +1,11 @@
-"""The processes of a mesh and the agents in them: started, scaled, restarted, replaced, and watched."""
+"""The processes of a mesh and the agents in them: started, scaled, restarted, and watched."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,13 +25,14 @@ from agentmesh.supervisor import ChildSpec, Exit, Launch, ProcessChild, RestartP
 from agentmesh.supervisor.control import call
 from agentmesh.supervisor.process import Fields
 from agentmesh.transport import Message, Subscription, Transport
-from agentmesh.up.events import AgentState, Reloaded, Restarted, ServiceReady, UpEvent, Warned
+from agentmesh.up.events import Restarted, ServiceReady, UpEvent, Warned
 from agentmesh.up.groups import Groups, failure
 from agentmesh.up.keeper import MemoryKeeper
 from agentmesh.up.members import Kind, Launches, Member
-from agentmesh.up.placement import NodePlan, copied, node_agent, own_node, place
+from agentmesh.up.placement import NodePlan, node_agent, own_node, place
 from agentmesh.up.plan import AgentPlan, UpPlan
 from agentmesh.up.postmortem import PostMortem, how
+from agentmesh.up.states import AgentStates
 
 BETWEEN = ("starting", "restarting")
 """States of processes that will be up again."""
@@ -86,14 +87,12 @@ class Fleet:
         self._groups = {
             kind: Supervisor(kind, policy=RestartPolicy(max_restarts=0), parallel=True) for kind in ("tools", "nodes")
         }
-        self._states: dict[tuple[str, int, str], tuple[str, str]] = {}
-        self._messages: dict[str, tuple[str, ...]] = {}
+        self._states = AgentStates(self.agents, emit)
         self._problems: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
         self._retired: set[str] = set()
         self._candidates: set[str] = set()
         """Nodes with new code that have not proved yet that they can replace the old ones: nobody hears of them."""
-        self._generations: dict[str, int] = {}
         self._presence: Subscription | None = None
         self._memory: MemoryKeeper | None = None
         self._post_mortem = PostMortem(transport, self._subjects, plan.folder / "flight")
@@ -210,7 +209,7 @@ class Fleet:
     # ------------------------------------------------------------ what is there
     def count(self) -> tuple[int, int]:
         """Agents with a replica that is ready, and agents without one though some are wanted."""
-        ready = {name for (name, _, _), (state, _) in self._states.items() if state in ("ready", "paused")}
+        ready = self._states.ready()
         wanted = {name for name in self.agents if self.wanted(name)}
         return len(ready), len(wanted - ready)
 
@@ -303,7 +302,7 @@ class Fleet:
         await self._until_up(where)
         self.nodes[where].drop(agent, replica)
         await self.tell_node(where, "stop", name=agent, replica=replica)
-        self.note(agent, replica, where, "stopped", "")
+        self._states.note(agent, replica, where, "stopped", "")
 
     async def _until_up(self, where: str) -> None:
         """Wait for a node that is being restarted: its process may have been told an older plan, and not listen yet.
@@ -376,9 +375,7 @@ class Fleet:
         for replica, where in self.replicas(agent.name).items():
             with contextlib.suppress(AgentMeshError):  # its process has just ended, and the replica with it
                 await self._drop(agent, replica, where)
-        for name, replica, where in [key for key in self._states if key[0] == agent.name]:
-            self.note(name, replica, where, "stopped", "")
-            del self._states[name, replica, where]
+        self._states.forget_agent(agent.name)
 
     def _leave_to_groups(self, where: str, detail: str) -> None:
         """A process has ended: members of groups that were in it come back when their groups say so."""
@@ -429,65 +426,32 @@ class Fleet:
         group = {"node": self._groups["nodes"], "tools": self._groups["tools"], "memory": self._tree}[member.kind]
         await group.add(member.spec(patient=False))
 
-    # ------------------------------------------------------------ reload
-    async def reload(self, files: Iterable[str] | None = None) -> Reloaded | None:
-        """Replace the nodes whose code is in `files` (None: all nodes); nothing is lost on the way.
+    # ------------------------------------------------------------ other processes for the same agents
+    async def try_out(self, node: NodePlan) -> dict[str, str]:
+        """Start a node of which nobody hears until it is promoted; what went wrong with its agents, by agent.
 
-        For each node a new process is started. When it is ready the old one takes no more messages, finishes those it
-        has, and ends. If the new one cannot run what the old one runs, the old one stays.
+        Raises:
+            AgentMeshError: It cannot start at all, and is forgotten.
         """
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        async with self.changing:
-            changed = None if files is None else set(files)
-            nodes = [name for name in self.nodes if changed is None or self._concerns(name, changed)]
-            if not nodes:
-                return None
-            self._problems.clear()
-            problems = await asyncio.gather(*(self.replace(name) for name in nodes))
-        agents = {entry.name for name in nodes for entry in self.nodes[self.current(name)].agents}
-        event = Reloaded(
-            files=tuple(sorted(changed or ())),
-            nodes=tuple(self.current(name) for name, problem in zip(nodes, problems, strict=True) if not problem),
-            agents=tuple(sorted(agents)),
-            seconds=loop.time() - began,
-            problem=next(filter(None, problems), ""),
-        )
-        self.emit(event)
-        return event
-
-    def _concerns(self, name: str, changed: set[str]) -> bool:
-        """Whether a node runs code of these files. What failed to load may need any of them."""
-        process = self.members[name].process
-        if process is None or not process.alive or process.said.get("problems"):
-            return True
-        files = process.said.get("files")
-        return isinstance(files, list) and not changed.isdisjoint(files)
-
-    async def replace(self, name: str) -> str:
-        """Start a successor of a node and retire the node; or say why it stays."""
-        base = self._base(name)
-        self._generations[base] = self._generations.get(base, 1) + 1
-        node = copied(self.nodes[name], f"{base}-r{self._generations[base]}")
-        old = self.members[name].process
-        broken_before = set(_problems_of(old)) if old is not None and old.alive else set(self.agents)
         member = self._node(node)
         self._candidates.add(node.name)
         try:
             await self._groups["nodes"].add(member.spec(patient=False))
-            problems = _problems_of(member.process)
-        except AgentMeshError as error:
+        except AgentMeshError:
             self._forget(node.name)
-            return str(error)
-        newly_broken = [text for agent, text in problems.items() if agent not in broken_before]
-        if newly_broken:
-            await self.retire(node.name)
-            return newly_broken[0]
-        self._candidates.discard(node.name)
+            raise
+        return problems_of(member.process)
+
+    def forget_problems(self) -> None:
+        """What went wrong with agents before is to be told again if it still does."""
+        self._problems.clear()
+
+    def promote(self, name: str) -> None:
+        """A node that was tried out is one like the others from now on."""
+        member = self.members[name]
+        self._candidates.discard(name)
         if member.process is not None:
             self._on_started(member, member.process)
-        await self.retire(name)
-        return next(iter(problems.values()), "")
 
     async def retire(self, name: str) -> None:
         """Drain a node and forget it."""
@@ -497,22 +461,11 @@ class Fleet:
         self._forget(name)
 
     def _forget(self, name: str) -> None:
-        for agent, replica, node in list(self._states):
-            if node == name:
-                self.note(agent, replica, node, "stopped", "")
-                del self._states[agent, replica, node]
+        self._states.forget_node(name)
         self._candidates.discard(name)
         self._retired.discard(name)  # another one may get the name: its end is news again
         self.nodes.pop(name, None)
         self.members.pop(name, None)
-
-    def _base(self, name: str) -> str:
-        base, found, number = name.rpartition("-r")
-        return base if found and number.isdigit() and base in self._generations else name
-
-    def current(self, name: str) -> str:
-        base = self._base(name)
-        return next((node for node in self.nodes if self._base(node) == base), name)
 
     # ------------------------------------------------------------ what the processes tell
     def _on_event(self, member: Member, event: SupervisorEvent) -> None:
@@ -543,9 +496,9 @@ class Fleet:
             return
         self.emit(ServiceReady(service=member.kind, process=member.name, pid=process.pid))
         for entry in msgspec.convert(process.said.get("agents", []), list[AgentInfo]):
-            self._messages[entry.name] = _names(entry) or self._messages.get(entry.name, ())
+            self._states.learn(entry)
             self._note_info(entry)
-        for agent, problem in _problems_of(process).items():
+        for agent, problem in problems_of(process).items():
             if self._problems.get(agent) != problem:
                 self._problems[agent] = problem
                 self.emit(Warned(source=agent, text=problem, hint=f"fix it, then: agentmesh restart {agent}"))
@@ -560,7 +513,7 @@ class Fleet:
         elif fields.get("event") == "agent" and name in self.nodes and name not in self._candidates:
             agent = str(fields.get("name"))
             for replica in self.nodes[name].replicas(agent):
-                self.note(agent, replica, name, str(fields.get("state")), str(fields.get("problem", "")))
+                self._states.note(agent, replica, name, str(fields.get("state")), str(fields.get("problem", "")))
 
     def _on_presence(self, message: Message) -> None:
         try:
@@ -577,36 +530,15 @@ class Fleet:
         broken = info.state == "failed" and not info.started_at  # it could not even be made: none of its replicas
         replicas = self.nodes[info.node].replicas(info.name) if broken else [info.replica]
         for replica in replicas:
-            self.note(info.name, replica, info.node, info.state, info.problem)
+            self._states.note(info.name, replica, info.node, info.state, info.problem)
 
     def _note_all(self, node: str, state: str, problem: str) -> None:
         for entry in self.nodes[node].agents if node in self.nodes else ():
             for replica in entry.replicas:
-                self.note(entry.name, replica, node, state, problem)
-
-    def note(self, agent: str, replica: int, node: str, state: str, problem: str) -> None:
-        if self._states.get((agent, replica, node)) == (state, problem):
-            return
-        self._states[agent, replica, node] = (state, problem)
-        plan = self.agents.get(agent)
-        self.emit(
-            AgentState(
-                name=agent,
-                replica=replica,
-                node=node,
-                state=state,
-                problem=problem,
-                isolation=plan.isolation if plan else "shared",
-                messages=self._messages.get(agent, ()),
-            )
-        )
+                self._states.note(entry.name, replica, node, state, problem)
 
 
-def _problems_of(process: ProcessChild | None) -> dict[str, str]:
+def problems_of(process: ProcessChild | None) -> dict[str, str]:
     """What went wrong with agents when the node started, by agent."""
     problems = process.said.get("problems") if process is not None else None
     return {str(agent): str(text) for agent, text in problems.items()} if isinstance(problems, dict) else {}
-
-
-def _names(info: AgentInfo) -> tuple[str, ...]:
-    return tuple(f"{message.name}{'*' if message.kind == 'stream' else ''}" for message in info.messages)

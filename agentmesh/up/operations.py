@@ -2,7 +2,7 @@
 
 | op        | arguments                | answer                                                        |
 | --------- | ------------------------ | ------------------------------------------------------------- |
-| `ping`    |                          | `up`: name, id, active, knows, tenant, url, host, pid …        |
+| `ping`    |                          | `up`: name, id, active, knows, groups, tenant, url, host, pid … |
 | `ps`      |                          | `up`, `processes`, `wanted` (replicas per agent), `agents`, `nodes`, `groups` |
 | `nodes`   |                          | `nodes`: state, host, pid, seen_at, names of agents …          |
 | `scale`   | `agent`, `replicas`      | `problem`; `elsewhere` (replicas on nodes of others), if any   |
@@ -32,7 +32,7 @@ from agentmesh.subjects import Subjects
 from agentmesh.supervisor.control import Arguments, ControlService, argument, call
 from agentmesh.transport import Transport
 from agentmesh.up.fleet import Fleet
-from agentmesh.up.moving import drain_node, rolling_restart
+from agentmesh.up.moving import drain_node, reload, rolling_restart
 
 if TYPE_CHECKING:
     from agentmesh.up.root import Up
@@ -136,7 +136,7 @@ class Operations:
         return {"problem": await self._fleet.restart(argument(arguments, "name", str))}
 
     async def _reload(self, arguments: Arguments) -> Arguments:
-        event = await self._fleet.reload()
+        event = await reload(self._fleet)
         if event is None:
             return {"nodes": [], "problem": "", "seconds": 0.0}
         return {"nodes": list(event.nodes), "problem": event.problem, "seconds": event.seconds}

@@ -26,6 +26,10 @@ class NodePlan:
     env: dict[str, str] = field(default_factory=dict)
     shared: bool = True
     """It may get further replicas of any agent that shares."""
+    lineage: str = ""
+    """Name of the first of those that replaced each other."""
+    generation: int = 1
+    """Successors that were tried so far, this one included."""
 
     def replicas(self, agent: str) -> list[int]:
         """Numbers of the agent's replicas here."""
@@ -111,7 +115,10 @@ def _distinct(agent: str) -> str:
     return f"{agent}-own" if re.fullmatch(r"(node|tools)(-own)*", agent) else agent
 
 
-def copied(node: NodePlan, name: str) -> NodePlan:
-    """The same node under another name."""
+def successor(node: NodePlan) -> NodePlan:
+    """The same node under a new name. Each call gives another one."""
+    node.generation += 1
+    lineage = node.lineage or node.name
     agents = [msgspec.structs.replace(entry, replicas=list(entry.replicas)) for entry in node.agents]
-    return NodePlan(name, agents, dict(node.env), node.shared)
+    name = f"{lineage}-r{node.generation}"
+    return NodePlan(name, agents, dict(node.env), node.shared, lineage, node.generation)

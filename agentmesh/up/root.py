@@ -36,6 +36,7 @@ from agentmesh.up.events import BrokerReady, Elected, LogLine, Ready, Restarted,
 from agentmesh.up.fleet import Fleet
 from agentmesh.up.logs import LogBook, LogForwarder
 from agentmesh.up.members import BrokerChild, watched
+from agentmesh.up.moving import reload
 from agentmesh.up.operations import Operations
 from agentmesh.up.plan import DEFAULT_PORT, UpPlan
 from agentmesh.up.rundir import RunLock
@@ -227,7 +228,7 @@ class Up:
     async def _watch(self, fleet: Fleet, since: Stamps) -> None:
         async for files in changes(watched(self.plan), since):
             try:
-                await fleet.reload(files)
+                await reload(fleet, files)
             except AgentMeshError as error:
                 self._emit(Warned(source="reload", text=str(error)))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentmesh.up import AgentState, BrokerPlan, LogLine, Reloaded, Warned
+from agentmesh.up.moving import reload
 from agentmesh.up.watching import changes, polled, stamps
 from tests.up.conftest import ADDER, GREETER, SWARM, StartMesh
 
@@ -96,7 +97,7 @@ async def test_code_that_no_agent_uses_replaces_nothing(start_mesh: StartMesh, p
     before = await mesh.pids()
 
     assert mesh.up.fleet is not None
-    assert await mesh.up.fleet.reload({str(project / "other.py")}) is None
+    assert await reload(mesh.up.fleet, {str(project / "other.py")}) is None
     assert await mesh.pids() == before
 
 
