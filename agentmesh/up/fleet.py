@@ -1,11 +1,11 @@
-"""The processes of a mesh and the agents in them: started, scaled, restarted, and watched."""
+"""The processes of a mesh and the agents in them: started, kept running, restarted, and watched."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,12 +14,10 @@ import msgspec
 
 from agentmesh.errors import (
     AgentMeshError,
-    ConfigError,
     NoRespondersError,
-    NoSuchAgentError,
     SupervisionError,
 )
-from agentmesh.registry import PRESENCE, AgentInfo, near_misses
+from agentmesh.registry import PRESENCE, AgentInfo
 from agentmesh.subjects import Subjects
 from agentmesh.supervisor import ChildSpec, Exit, Launch, ProcessChild, RestartPolicy, Supervisor, SupervisorEvent
 from agentmesh.supervisor.control import call
@@ -29,9 +27,10 @@ from agentmesh.up.events import Restarted, ServiceReady, UpEvent, Warned
 from agentmesh.up.groups import Groups, failure
 from agentmesh.up.keeper import MemoryKeeper
 from agentmesh.up.members import Kind, Launches, Member
-from agentmesh.up.placement import NodePlan, node_agent, own_node, place
-from agentmesh.up.plan import AgentPlan, UpPlan
+from agentmesh.up.placement import NodePlan, place
+from agentmesh.up.plan import UpPlan
 from agentmesh.up.postmortem import PostMortem, how
+from agentmesh.up.scaling import GroupStage
 from agentmesh.up.states import AgentStates
 
 BETWEEN = ("starting", "restarting")
@@ -43,8 +42,6 @@ CONTROL_TIMEOUT = 30.0
 MEMORY_GRACE = 10.0
 TOOLS_GRACE = 10.0
 """Seconds for what is under way when they stop."""
-
-MAX_REPLICAS = 1024
 
 _infos = msgspec.json.Decoder(list[AgentInfo])
 
@@ -81,13 +78,13 @@ class Fleet:
         """Those that were not."""
         self._transport = transport
         self._subjects = Subjects(plan.tenant)
-        self._suffix = suffix
+        self.suffix = suffix
         self.emit = emit
         self._launches = Launches(plan, url, on_line, self._on_fields)
         self._groups = {
             kind: Supervisor(kind, policy=RestartPolicy(max_restarts=0), parallel=True) for kind in ("tools", "nodes")
         }
-        self._states = AgentStates(self.agents, emit)
+        self.states = AgentStates(self.agents, emit)
         self._problems: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
         self._retired: set[str] = set()
@@ -99,9 +96,11 @@ class Fleet:
         self._tree = Supervisor("fleet")
         self._news = asyncio.Event()
         """Set when something has happened to a process."""
-        self.groups = Groups(plan, self, emit, self._post_mortem.record)
+        self.groups = Groups(plan, GroupStage(self), emit, self._post_mortem.record)
         self.changing = asyncio.Lock()
         """Held by whoever changes what runs where."""
+        self.stopping = False
+        """No change is begun any more."""
 
     # ------------------------------------------------------------ start and stop
     async def start(self, tree: Supervisor, memory_path: str) -> None:
@@ -126,7 +125,7 @@ class Fleet:
             if self.plan.tools.targets
         ]
         starts.append(tree.add(self._group("tools", tools)))
-        for node in place(self.plan, self._suffix):
+        for node in place(self.plan, self.suffix):
             self._node(node)
         nodes = [member for member in self.members.values() if member.kind == "node"]
         starts.append(tree.add(self._group("nodes", nodes)))
@@ -135,6 +134,10 @@ class Fleet:
 
     async def stop(self) -> None:
         """Stop everything in the reverse order: nodes first, so that what they finish finds its tools and memory."""
+        self.stopping = True
+        self._news.set()
+        for name in self._candidates:
+            self.members[name].kill()
         await self.groups.stop()
         self._retired.update(self.members)
         for name in ("nodes", "tools", "memory"):
@@ -209,7 +212,7 @@ class Fleet:
     # ------------------------------------------------------------ what is there
     def count(self) -> tuple[int, int]:
         """Agents with a replica that is ready, and agents without one though some are wanted."""
-        ready = self._states.ready()
+        ready = self.states.ready()
         wanted = {name for name in self.agents if self.wanted(name)}
         return len(ready), len(wanted - ready)
 
@@ -237,82 +240,44 @@ class Fleet:
             for name, member in self.members.items()
         ]
 
-    # ------------------------------------------------------------ scale
-    async def scale(self, name: str, replicas: int) -> str:
-        """Run that many replicas of an agent; those with the highest numbers go first.
-
-        Returns:
-            What went wrong when a new replica was started; empty if nothing did.
+    # ------------------------------------------------------------ for whoever changes what runs where
+    @contextlib.asynccontextmanager
+    async def change(self) -> AsyncIterator[None]:
+        """One change at a time.
 
         Raises:
-            NoSuchAgentError: The plan has no such agent.
-            ConfigError: Not a sensible number.
+            SupervisionError: The mesh stops.
         """
-        agent = self._agent(name)
-        if not 0 <= replicas <= MAX_REPLICAS:
-            raise ConfigError("replicas", f"{replicas}: expected 0 to {MAX_REPLICAS}")
         async with self.changing:
-            if agent.grouped and (state := self.groups.state_of(name)) != "up":
-                self.agents[name] = replace(agent, replicas=replicas)
-                group = self.plan.group_of(name)
-                return f"group {group} is {state}; so many will run when it is started: agentmesh restart {group}"
-            here = self.replicas(name)
-            surplus = sorted(here, reverse=True)[: max(0, len(here) - replicas)]
-            await asyncio.gather(*(self._drop(agent, replica, here[replica]) for replica in surplus))
-            free = (number for number in range(1, MAX_REPLICAS * 2) if number not in here)
-            missing = [next(free) for _ in range(replicas - len(here))]
-            problems = [await self._add(agent, replica) for replica in missing]
-            self.agents[name] = replace(agent, replicas=replicas)
-        return next(filter(None, problems), "")
+            self._refuse_if_stopping()
+            yield
 
-    async def _add(self, agent: AgentPlan, replica: int) -> str:
-        shared = [node for node in self.nodes.values() if node.shared]
-        if agent.isolation == "process" or (len(shared) < self.plan.nodes and all(node.load() for node in shared)):
-            if agent.isolation == "process":
-                node = own_node(agent, replica, self._suffix)
-            else:
-                node = NodePlan(self._free_name(), [node_agent(agent, [replica])])
-            await self._groups["nodes"].add(self._node(node).spec(patient=not agent.grouped))
-            return self._problems.get(agent.name, "")
-        able = [node for node in shared if self.members[node.name].state in ("running", *BETWEEN)]
-        if not able:
-            down = shared[0].name
-            return (
-                f"no process is left that {agent.name} could share; fix why it failed, then: agentmesh restart {down}"
-            )
-        node = min(able, key=lambda candidate: (len(candidate.replicas(agent.name)), candidate.load()))
-        return await self.start_on(node.name, agent, replica)
+    def _refuse_if_stopping(self) -> None:
+        if self.stopping:
+            raise SupervisionError("the mesh is stopping")
 
-    async def _drop(self, agent: AgentPlan, replica: int, where: str) -> None:
-        if self.nodes[where].shared:
-            await self.stop_on(where, agent.name, replica)
-        else:
-            self.nodes[where].drop(agent.name, replica)
-            await self.retire(where)
+    async def add_node(self, node: NodePlan, *, patient: bool) -> None:
+        """Start a node; a first start that fails is tried again if `patient`, and else an error."""
+        await self._groups["nodes"].add(self._node(node).spec(patient=patient))
 
-    async def start_on(self, where: str, agent: AgentPlan, replica: int) -> str:
-        """Start one replica on a shared node; what went wrong. A node that failed has it when it is restarted."""
-        await self._until_up(where)
-        self.nodes[where].add(agent, replica)
-        wanted = msgspec.to_builtins(node_agent(agent, [replica]))
-        return str((await self.tell_node(where, "spawn", agent=wanted)).get("problem", ""))
+    def problem_of(self, agent: str) -> str:
+        """What went wrong when an agent was last started; empty if nothing did."""
+        return self._problems.get(agent, "")
 
-    async def stop_on(self, where: str, agent: str, replica: int) -> None:
-        """Stop one replica on a shared node."""
-        await self._until_up(where)
-        self.nodes[where].drop(agent, replica)
-        await self.tell_node(where, "stop", name=agent, replica=replica)
-        self._states.note(agent, replica, where, "stopped", "")
+    def forget_problem(self, agent: str) -> None:
+        """It is to be told again if it still is one."""
+        self._problems.pop(agent, None)
 
-    async def _until_up(self, where: str) -> None:
+    async def until_up(self, where: str) -> None:
         """Wait for a node that is being restarted: its process may have been told an older plan, and not listen yet.
 
         Raises:
-            SupervisionError: It does not come up.
+            SupervisionError: It does not come up, or the mesh stops.
         """
         try:
             async with asyncio.timeout(CONTROL_TIMEOUT):
                 while self.members[where].state in BETWEEN:
+                    self._refuse_if_stopping()
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
@@ -336,47 +301,6 @@ class Fleet:
             asking.cancel()
             ending.cancel()
 
-    def _free_name(self) -> str:
-        names = (f"node-{number}{self._suffix}" for number in range(1, MAX_REPLICAS))
-        return next(name for name in names if name not in self.nodes)
-
-    def _agent(self, name: str) -> AgentPlan:
-        agent = self.agents.get(name)
-        if agent is None:
-            raise NoSuchAgentError(name, near_misses(name, self.agents))
-        return agent
-
-    # ------------------------------------------------------------ groups
-    async def bring_up(self, name: str) -> None:
-        """Start all replicas of an agent that a group supervises; returns when they are ready.
-
-        Raises:
-            AgentMeshError: One of them cannot start; none is left.
-        """
-        agent = self.agents[name]
-        async with self.changing:
-            await self._clear(agent)
-            self._problems.pop(name, None)
-            try:
-                for replica in range(1, agent.replicas + 1):
-                    problem = await self._add(agent, replica)
-                    if problem:
-                        raise SupervisionError(problem)
-            except AgentMeshError:
-                await self._clear(agent)
-                raise
-
-    async def take_down(self, name: str) -> None:
-        """Stop all replicas of an agent."""
-        async with self.changing:
-            await self._clear(self.agents[name])
-
-    async def _clear(self, agent: AgentPlan) -> None:
-        for replica, where in self.replicas(agent.name).items():
-            with contextlib.suppress(AgentMeshError):  # its process has just ended, and the replica with it
-                await self._drop(agent, replica, where)
-        self._states.forget_agent(agent.name)
-
     def _leave_to_groups(self, where: str, detail: str) -> None:
         """A process has ended: members of groups that were in it come back when their groups say so."""
         node = self.nodes.get(where)
@@ -387,38 +311,12 @@ class Fleet:
                 self.groups.ended(entry.name, failure(f"its process ended: {how(detail, where)}"))
 
     # ------------------------------------------------------------ restart
-    async def restart(self, name: str) -> str:
-        """Restart an agent, a group, or a process by its name. Replicas go one after the other.
-
-        Returns:
-            What went wrong; empty if nothing did.
+    async def restart(self, member: Member) -> None:
+        """Stop a process in good order and start it anew, also one that had failed.
 
         Raises:
-            NoSuchAgentError: There is neither an agent, a group nor a process of that name.
-            SupervisionError: The process cannot start.
+            SupervisionError: It cannot start.
         """
-        if name in self.groups:
-            return await self.groups.restart(name)
-        if name in self.agents and self.agents[name].grouped:
-            return await self.groups.restart_agent(name)
-        async with self.changing:
-            if name in self.members:
-                await self._restart_member(self.members[name])
-                return ""
-            if name not in self.agents:
-                raise NoSuchAgentError(name, near_misses(name, [*self.agents, *self.members]))
-            self._problems.pop(name, None)
-            for where in sorted(set(self.replicas(name).values())):
-                member, node = self.members[where], self.nodes[where]
-                if node.shared and member.state == "running":
-                    answer = await self.tell_node(where, "restart", name=name)
-                    if answer.get("problem"):
-                        return str(answer["problem"])
-                else:
-                    await self._restart_member(member)
-        return self._problems.get(name, "")
-
-    async def _restart_member(self, member: Member) -> None:
         self._reasons[member.name] = "asked for"
         if member.state != "failed":
             await member.restart()
@@ -461,7 +359,7 @@ class Fleet:
         self._forget(name)
 
     def _forget(self, name: str) -> None:
-        self._states.forget_node(name)
+        self.states.forget_node(name)
         self._candidates.discard(name)
         self._retired.discard(name)  # another one may get the name: its end is news again
         self.nodes.pop(name, None)
@@ -496,7 +394,7 @@ class Fleet:
             return
         self.emit(ServiceReady(service=member.kind, process=member.name, pid=process.pid))
         for entry in msgspec.convert(process.said.get("agents", []), list[AgentInfo]):
-            self._states.learn(entry)
+            self.states.learn(entry)
             self._note_info(entry)
         for agent, problem in problems_of(process).items():
             if self._problems.get(agent) != problem:
@@ -513,7 +411,7 @@ class Fleet:
         elif fields.get("event") == "agent" and name in self.nodes and name not in self._candidates:
             agent = str(fields.get("name"))
             for replica in self.nodes[name].replicas(agent):
-                self._states.note(agent, replica, name, str(fields.get("state")), str(fields.get("problem", "")))
+                self.states.note(agent, replica, name, str(fields.get("state")), str(fields.get("problem", "")))
 
     def _on_presence(self, message: Message) -> None:
         try:
@@ -530,12 +428,12 @@ class Fleet:
         broken = info.state == "failed" and not info.started_at  # it could not even be made: none of its replicas
         replicas = self.nodes[info.node].replicas(info.name) if broken else [info.replica]
         for replica in replicas:
-            self._states.note(info.name, replica, info.node, info.state, info.problem)
+            self.states.note(info.name, replica, info.node, info.state, info.problem)
 
     def _note_all(self, node: str, state: str, problem: str) -> None:
         for entry in self.nodes[node].agents if node in self.nodes else ():
             for replica in entry.replicas:
-                self._states.note(entry.name, replica, node, state, problem)
+                self.states.note(entry.name, replica, node, state, problem)
 
 
 def problems_of(process: ProcessChild | None) -> dict[str, str]:

@@ -27,7 +27,9 @@ GROUP_ENDED = "group-ended"
 class Stage(Protocol):
     """Where the agents of groups are started and stopped."""
 
-    agents: dict[str, AgentPlan]
+    @property
+    def agents(self) -> Mapping[str, AgentPlan]:
+        """As they are planned now."""
 
     async def bring_up(self, name: str) -> None:
         """Start all replicas of an agent; returns when they are ready.

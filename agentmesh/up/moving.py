@@ -15,6 +15,7 @@ from agentmesh.registry import near_misses
 from agentmesh.up.events import Reloaded
 from agentmesh.up.fleet import Fleet, problems_of
 from agentmesh.up.placement import NodePlan, successor
+from agentmesh.up.scaling import start_on, stop_on
 
 
 async def replace(fleet: Fleet, name: str) -> tuple[str, str]:
@@ -46,7 +47,7 @@ async def reload(fleet: Fleet, files: Iterable[str] | None = None) -> Reloaded |
         What was done; None if no node was concerned.
     """
     began = asyncio.get_running_loop().time()
-    async with fleet.changing:
+    async with fleet.change():
         changed = None if files is None else set(files)
         nodes = [name for name in fleet.nodes if changed is None or _concerns(fleet, name, changed)]
         if not nodes:
@@ -97,7 +98,7 @@ async def rolling_restart(fleet: Fleet, agent: str = "") -> Reloaded:
     replaced: list[str] = []
     problem = ""
     for node in [node.name for node in fleet.nodes.values() if not agent or node.replicas(agent)]:
-        async with fleet.changing:
+        async with fleet.change():
             if node not in fleet.nodes:
                 continue  # scaled away meanwhile
             now, problem = await replace(fleet, node)
@@ -119,7 +120,7 @@ async def drain_node(fleet: Fleet, name: str) -> tuple[dict[str, str], str]:
     Raises:
         UsageError: There is no such node.
     """
-    async with fleet.changing:
+    async with fleet.change():
         node = fleet.nodes.get(name)
         if node is None:
             raise UsageError(f"no node {name!r} runs here; there are: {', '.join(sorted(fleet.nodes)) or 'none'}")
@@ -138,7 +139,7 @@ async def drain_node(fleet: Fleet, name: str) -> tuple[dict[str, str], str]:
                 problem = await _move(fleet, target.name, entry.name, replica)
                 if problem:
                     for key, where in moved.items():
-                        await fleet.stop_on(where, *_parts(key))
+                        await stop_on(fleet, where, *_parts(key))
                     return {}, problem
                 moved[f"{entry.name}.{replica}"] = target.name
         await fleet.retire(name)
@@ -148,12 +149,12 @@ async def drain_node(fleet: Fleet, name: str) -> tuple[dict[str, str], str]:
 async def _move(fleet: Fleet, target: str, agent: str, replica: int) -> str:
     """Start one replica on a node; or say what went wrong, and leave nothing of it there."""
     try:
-        problem = await fleet.start_on(target, fleet.agents[agent], replica)
+        problem = await start_on(fleet, target, fleet.agents[agent], replica)
     except AgentMeshError as error:
         problem = str(error)
     if problem:
         with contextlib.suppress(AgentMeshError):  # a node that does not answer starts again without it
-            await fleet.stop_on(target, agent, replica)
+            await stop_on(fleet, target, agent, replica)
     return problem
 
 

@@ -33,6 +33,8 @@ from agentmesh.supervisor.control import Arguments, ControlService, argument, ca
 from agentmesh.transport import Transport
 from agentmesh.up.fleet import Fleet
 from agentmesh.up.moving import drain_node, reload, rolling_restart
+from agentmesh.up.restarting import restart
+from agentmesh.up.scaling import scale
 
 if TYPE_CHECKING:
     from agentmesh.up.root import Up
@@ -127,13 +129,13 @@ class Operations:
 
     async def _scale(self, arguments: Arguments) -> Arguments:
         name: str = argument(arguments, "agent", str)
-        problem = await self._fleet.scale(name, argument(arguments, "replicas", int))
+        problem = await scale(self._fleet, name, argument(arguments, "replicas", int))
         infos = await registry.discover(self._transport, self._subjects, name=name, brief=True)
         elsewhere = sum(info.node not in self._fleet.nodes and info.state != "stopped" for info in infos)
         return {"problem": problem, "elsewhere": elsewhere} if elsewhere else {"problem": problem}
 
     async def _restart(self, arguments: Arguments) -> Arguments:
-        return {"problem": await self._fleet.restart(argument(arguments, "name", str))}
+        return {"problem": await restart(self._fleet, argument(arguments, "name", str))}
 
     async def _reload(self, arguments: Arguments) -> Arguments:
         event = await reload(self._fleet)

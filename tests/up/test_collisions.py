@@ -128,3 +128,19 @@ async def test_an_agent_called_tools_and_the_tools_run_side_by_side(start_mesh: 
     (project / "adding.py").write_text("from agentmesh import tool\n\n@tool\ndef add(a: int) -> int:\n    return a\n")
     mesh = await start_mesh(AgentPlan("tools", "swarm:Greeter", isolation="process"), tools=ToolsPlan(("adding",)))
     assert set(await mesh.pids()) == {"tools-1", "tools-own-1"}
+
+
+async def test_stopping_does_not_wait_for_new_processes_that_are_slow_to_start(
+    start_mesh: StartMesh, project: Path
+) -> None:
+    (project / "gated.py").write_text(GATED + (project / "swarm.py").read_text())
+    mesh = await start_mesh(AgentPlan("greeter", "gated:Greeter"), groups=(GroupPlan("team", ("greeter",)),))
+    (project / "closed").touch()
+    rolling = asyncio.create_task(mesh.ask("rolling", name="greeter"))
+    await eventually(mesh.up.fleet.changing.locked)
+    await eventually(lambda: len(mesh.up.fleet.members) == 2)
+
+    mesh.up.stop("enough")
+    async with asyncio.timeout(5):
+        await mesh.over()
+    rolling.cancel()
