@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.cli import warm
+
 if TYPE_CHECKING:
     from agentmesh import Mesh
 
 REPOSITORY = Path(__file__).parents[2]
+AT_START = ("PYTHON", "LC_", "LANG")
+"""What the interpreter reads when it starts, so that it needs one of its own."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,10 @@ async def ended(process: asyncio.subprocess.Process, stdin: str = "") -> Ran:
 
 
 async def run(*arguments: str, cwd: Path, stdin: str = "", env: dict[str, str] | None = None) -> Ran:
-    """Run `agentmesh arguments…` to its end."""
-    return await ended(await start(*arguments, cwd=cwd, env=env), stdin)
+    """Run `agentmesh arguments…` to its end; killed after a minute."""
+    if any(key.startswith(AT_START) for key in env or {}):
+        return await ended(await start(*arguments, cwd=cwd, env=env), stdin)
+    return Ran(*await warm.call(arguments, cwd, environment(**(env or {})), stdin, 60))
 
 
 @pytest.fixture
