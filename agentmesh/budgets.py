@@ -73,6 +73,8 @@ Grants = tuple[Grant, ...]
 
 def grant(budget: Budget, hops: int, owner: str = "") -> Grant:
     """A new grant for a tree whose first message has gone through `hops` handlers."""
+    if not isinstance(budget, Budget):
+        raise DefinitionError("budget", f"expected a Budget, such as Budget(steps=100), not {budget!r}")
     return Grant(
         tree_id=new_id(),
         owner=owner,

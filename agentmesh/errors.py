@@ -600,7 +600,7 @@ class NoSuchTaskError(TaskError):
         self.task_id = task_id
 
     def __str__(self) -> str:
-        return f"no task {self.task_id!r}"
+        return f"no task {self.task_id!r}; see: agentmesh task ls"
 
 
 class TaskFailedError(TaskError):
@@ -705,7 +705,10 @@ class DuplicateScheduleError(ScheduleError):
         self.schedule_id = schedule_id
 
     def __str__(self) -> str:
-        return f"there is another schedule {self.schedule_id!r} already; replace it, or choose another id"
+        name = self.schedule_id
+        return (
+            f"there is another schedule {name!r} already; change it with --replace (replace=True), or choose another id"
+        )
 
 
 class NoSuchScheduleError(ScheduleError):

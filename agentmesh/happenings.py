@@ -28,6 +28,9 @@ log = logging.getLogger("agentmesh.happenings")
 RECORD_TIMEOUT = 5.0
 """Seconds that recording may take."""
 
+KINDS = ("crash", "gave-up", "quarantine", "group-ended", "failover")
+"""What agentmesh itself records."""
+
 LOOK_AGAIN = 1.0
 """Seconds after which a follower looks even if it heard of nothing new."""
 
@@ -39,7 +42,7 @@ class Happening(msgspec.Struct, frozen=True):
     """One of them."""
 
     kind: str
-    """`crash`, `terminated`, `quarantine` …"""
+    """One of `KINDS`, or whatever somebody else recorded."""
     name: str
     """The agent, node or lease it is about."""
     at: datetime

@@ -179,7 +179,7 @@ class _Run:
 
     async def _come_to_rest(self) -> None:
         """Faults are over and submitters submit no more: now everything must finish."""
-        self._told("no more faults: everything must come to rest")
+        self._told(f"no more faults: everything must come to rest, within {self._options.patience:g} s")
         began = time.monotonic()
         for submitter in self._members["submitter"]:
             submitter.finish()
@@ -199,6 +199,7 @@ class _Run:
 
     async def _read_again(self) -> None:
         """Somebody else reads every result."""
+        self._told("a process of its own reads every result again; then everything is stopped and judged")
         decided = {stored.subject.rpartition(".")[2] for stored in await self._results()}
         one = reader(self._setting, sorted(decided), self._record)
         one.begin()

@@ -97,7 +97,7 @@ def _show_nodes(session: Session) -> None:
             out.style(node["state"], {"up": "green", "down": "red"}.get(node["state"], "yellow")),
             node["host"],
             node["pid"],
-            ", ".join(node["agents"]),
+            ", ".join(node["agents"]) or None,
             node["replicas"],
             f"{age(_time(node['seen_at']))} ago",
             age(_time(node["started_at"])),
@@ -116,7 +116,7 @@ def _show_nodes(session: Session) -> None:
     if memory is not None:
         out.note(f"memory is served by pid {memory.pid} on {memory.host} from {memory.about.partition(':')[2]}")
     for node in nodes:
-        if node["reason"]:
+        if node["reason"] and node["state"] != "left":  # who left did so on purpose
             out.warning(f"{node['node']}: {node['reason']}")
 
 
@@ -238,9 +238,9 @@ def restart(
     from agentmesh.errors import UsageError
 
     if everything and not rolling:
-        raise UsageError("--all needs --rolling")
+        raise UsageError("--all needs --rolling: agentmesh restart --rolling --all")
     if bool(names) == everything:
-        raise UsageError("name what to restart" + (", or say --all" if rolling else ""))
+        raise UsageError("name what to restart: agents, groups or processes" + (", or say --all" if rolling else ""))
     if rolling:
         requests = [{"op": "rolling", "name": name} for name in names or [""]]
         done = [f"{name or 'everything'} runs in fresh processes" for name in names or [""]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from agentmesh.chaos.run import Options
 
 commands = Commands()
+
+_TOLD = ("mono", "at", "kind", "pid", "role", "task")
+"""What a line of history begins with, or the violation says."""
 
 SHOWN = 5
 """Violations that are told in full; the others are in the report."""
@@ -70,8 +73,17 @@ def chaos(
     session.out.note(f"seed {options.seed}, {options.seconds:g} s, {len(options.faults)} faults")
     report = session.run(run(options, session.out.note))
     _tell(session, report)
+    if options.without:
+        session.out.note(_expected(options.without, report.held))
     if not report.held:
         raise typer.Exit(exits.FAILED)
+
+
+def _expected(without: tuple[str, ...], held: bool) -> str:
+    missing = ", ".join(without)
+    if held:
+        return f"nothing was found, although this ran without {missing}: try more minutes, or another seed"
+    return f"as it should be: this ran without {missing}"
 
 
 def _play(session: Session, words: str, seed: int | None, without: tuple[str, ...], keep: Path | None) -> None:
@@ -185,6 +197,15 @@ def _tell(session: Session, report: Report) -> None:
     for violation in report.violations[:SHOWN]:
         out.answer(f"\n{out.style('violated', 'red')} {violation.promise}: {violation.what}")
         for line in violation.lines[-12:]:
-            out.answer(f"    {line}")
-    verdict = "every promise was kept" if report.held else f"{len(report.violations)} violations; see {report.folder}"
+            out.answer(f"    {_entry(line, violation.lines[0])}")
+    count = len(report.violations)
+    verdict = f"{count} violation{'s' * (count != 1)}; see {report.folder}" if count else "every promise was kept"
     out.answer(f"\n{out.style(verdict, 'green' if report.held else 'red')} (seed {report.seed})")
+
+
+def _entry(line: dict[str, Any], first: dict[str, Any]) -> str:
+    """A line of history: seconds since the first one, who, what, and the rest as it is."""
+    rest = " ".join(
+        f"{name}={value}" for name, value in line.items() if name not in _TOLD and value not in (None, False, "")
+    )
+    return f"{line['mono'] - first['mono']:+8.3f} s  {line['role']}[{line['pid']}]  {line['kind']}  {rest}".rstrip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,7 +26,9 @@ agentmesh events --name greeter --json | jq .document.traceback""",
 def events(
     session: Session,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
-    kind: Annotated[str, typer.Option("--kind", help="Only these, such as crash.")] = "",
+    kind: Annotated[
+        str, typer.Option("--kind", help="Only these: crash, gave-up, quarantine, group-ended, failover.")
+    ] = "",
     name: Annotated[str, typer.Option("--name", help="Only those of this agent or process.")] = "",
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=10_000, help="How many of the last.")] = 50,
     full: Annotated[bool, typer.Option("--full", help="With tracebacks and messages.")] = False,
@@ -49,7 +52,7 @@ async def _show(session: Session, follow: bool, kind: str, name: str, lines: int
             _print(session, one, full)
         if not follow:
             if not past:
-                session.out.note("nothing happened")
+                session.out.note(_nothing(kind, name, happenings.KINDS))
             return
         start = past[-1].sequence + 1 if past else 1
         try:
@@ -57,6 +60,12 @@ async def _show(session: Session, follow: bool, kind: str, name: str, lines: int
                 _print(session, one, full)
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
+
+
+def _nothing(kind: str, name: str, kinds: Sequence[str]) -> str:
+    which = f" of kind {kind!r}" if kind else ""
+    about = f" about {name!r}" if name else ""
+    return f"no events{which}{about} in the last 7 days; kinds are: {', '.join(kinds)}"
 
 
 def _print(session: Session, one: Happening, full: bool) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agentmesh.cli.base import Commands, Session
-from agentmesh.cli.up import run_here, warn_of_nothing
-from agentmesh.errors import ConfigError
+from agentmesh.cli.up import run_here
+from agentmesh.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from agentmesh.up import UpPlan
@@ -52,10 +52,11 @@ def node(
     from agentmesh.up.rundir import first_free
 
     plan = _plan(session, targets or [], only, replicas or [])
+    if not plan.agents:
+        raise UsageError("no agents to host: name some as module:Class, or run it in a project with a mesh.toml")
     lock = first_free((plan.root / NODES).absolute())  # several may run from one project
     level = "DEBUG" if session.options.verbose else "WARNING" if session.options.quiet else "INFO"
     plan = replace(plan, run_dir=lock.folder, nodes=nodes, reload=reload, log_level=level)
-    warn_of_nothing(session, plan)
     run_here(session, plan, strict, lock)
 
 

@@ -10,6 +10,7 @@ from agentmesh.cli.base import Commands, Session
 from agentmesh.cli.output import age
 
 if TYPE_CHECKING:
+    from agentmesh.client import Client
     from agentmesh.orders import Pause, Quarantine
 
 commands = Commands()
@@ -41,11 +42,31 @@ def pause(
 
     async def order() -> list[list[str]]:
         async with session.connect() as mesh:
-            return [
+            nodes = [
                 await (mesh.pause(name, reason=reason) if name else mesh.pause_all(reason=reason)) for name in names
             ]
+            await _warn_of_unknown(session, mesh, names)
+            return nodes
 
-    _tell(session, names, session.run(order()), "paused")
+    nodes = session.run(order())
+    if session.out.json:
+        _document(session, names, nodes)
+    for name in names:
+        session.out.note(f"{name or 'every agent'} is paused")
+
+
+async def _warn_of_unknown(session: Session, mesh: Client, names: list[str]) -> None:
+    """Agents may be paused before they start, so a name that nobody has is no error; it may be a slip."""
+    from agentmesh.registry import near_misses
+
+    if names == [""]:
+        return
+    known = {agent.name for agent in await mesh.agents()}
+    for name in names:
+        if name not in known:
+            near = near_misses(name, sorted(known))
+            hint = f"; did you mean {' or '.join(near)}? Take it back: agentmesh resume {name}" if near else ""
+            session.out.warning(f"no agent {name!r} runs now, it is paused when it starts{hint}")
 
 
 @commands.command("resume", example="agentmesh resume greeter\nagentmesh resume --all", panel=PANEL)
@@ -53,11 +74,20 @@ def resume(session: Session, agents: Agents = None, everything: All = False) -> 
     """Take pauses back. `--all` takes back the pause of all; agents that were paused by name stay paused."""
     names = _names(session, agents, everything)
 
-    async def order() -> list[list[str]]:
-        async with session.connect() as mesh:
-            return [await (mesh.resume(name) if name else mesh.resume_all()) for name in names]
+    async def order() -> tuple[list[list[str]], set[str]]:
+        from agentmesh.orders import Orders
 
-    _tell(session, names, session.run(order()), "no longer paused")
+        async with session.connect() as mesh:
+            paused = {one.agent for one in await Orders(mesh.transport, mesh.subjects).pauses()}
+            return [await (mesh.resume(name) if name else mesh.resume_all()) for name in names], paused
+
+    nodes, paused = session.run(order())
+    if session.out.json:
+        _document(session, names, nodes)
+    for name in names:
+        session.out.note(_resumed(name) if name in paused else _not_paused(name))
+    if "" in paused and names != [""]:
+        session.out.warning("all agents are paused together: agentmesh resume --all")
 
 
 def _names(session: Session, agents: list[str] | None, everything: bool) -> list[str]:
@@ -69,13 +99,16 @@ def _names(session: Session, agents: list[str] | None, everything: bool) -> list
     return [session.check("agent", name) for name in agents] if agents else [""]
 
 
-def _tell(session: Session, names: list[str], nodes: list[list[str]], what: str) -> None:
-    if session.out.json:
-        session.out.document(
-            [{"agent": name or None, "nodes": known} for name, known in zip(names, nodes, strict=True)]
-        )
-    for name in names:
-        session.out.note(f"{name or 'every agent'} is {what}")
+def _resumed(name: str) -> str:
+    return f"{name} is no longer paused" if name else "the pause of all agents is over"
+
+
+def _not_paused(name: str) -> str:
+    return f"{name} was not paused" if name else "there was no pause of all; what is paused: agentmesh pause"
+
+
+def _document(session: Session, names: list[str], nodes: list[list[str]]) -> None:
+    session.out.document([{"agent": name or None, "nodes": known} for name, known in zip(names, nodes, strict=True)])
 
 
 def _list(session: Session) -> None:

@@ -11,7 +11,7 @@ import typer
 from agentmesh.cli import typed
 from agentmesh.cli.base import Commands, Session
 from agentmesh.cli.output import as_json
-from agentmesh.cli.task import PANEL, Limit, TaskType, To, Urgency
+from agentmesh.cli.task import PANEL, Limit, TaskType, To, Urgency, warn_if_nobody_takes
 from agentmesh.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def ls(
         for info in found
     ]
     session.out.table(["ID", "WHEN", "NEXT", "TYPE", "AGENT", "KEPT BY"], rows, empty="nothing is scheduled")
+    session.out.note(next((problem for info in found if (problem := _runs(info)[1]) and not info.paused), ""))
 
 
 @schedule.command(
@@ -92,10 +93,17 @@ def add(
     how: dict[str, Any] = {"to": to, "priority": priority, "deadline": typed.seconds("--deadline", deadline)}
     if at is not None:
         how |= {"at": typed.moment(at, tz), "task_id": id}
-        made = session.run(_with(session, lambda mesh: mesh.submit(task, **how), ledger=True)).id
     else:
         how |= {"every": typed.seconds("--every", every), "cron": cron, "tz": tz, "replace": replace}
-        made = session.run(_with(session, lambda mesh: mesh.schedule(task, schedule_id=id or "", **how))).id
+        how |= {"schedule_id": id or ""}
+
+    async def make(mesh: Client) -> str:
+        made = await (mesh.submit(task, **how) if at is not None else mesh.schedule(task, **how))
+        if to is None:
+            await warn_if_nobody_takes(session, mesh, type)
+        return made.id
+
+    made = session.run(_with(session, make, ledger=at is not None))
     if session.out.json:
         session.out.document({"id": made})
     else:
@@ -112,6 +120,7 @@ def show(session: Session, id: ScheduleId) -> None:
     runs, problem = _runs(info)
     fields = _document(info) | {
         "data": as_json(info.parameters),
+        "stored_at": _shown(info.stored_at),
         "next": "\n".join(map(_shown, runs)) or ("paused" if info.paused else "unknown"),
     }
     session.out.fields((name.replace("_", " "), value) for name, value in fields.items())

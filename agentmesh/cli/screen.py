@@ -89,7 +89,7 @@ class Screen:
         kind = f"embedded {event.version}, JetStream" if event.embedded else f"nats-server {event.version}"
         self._bullet("broker", event.url, kind)
         if event.embedded and event.store:
-            self._bullet("storage", f"{_short(event.store)}/", "survives restarts (--store memory: does not)")
+            self._bullet("storage", f"{_short(event.store)}/", "survives restarts")
         elif event.embedded:
             self._bullet("storage", "memory", "gone when this ends (--store DIR: kept)")
 

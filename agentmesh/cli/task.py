@@ -15,7 +15,7 @@ from agentmesh.cli import exits, typed
 from agentmesh.cli.base import Commands, Session
 from agentmesh.cli.output import age, as_json, plain
 from agentmesh.cli.progress import Bar
-from agentmesh.errors import QueueFullError, UsageError
+from agentmesh.errors import NoSuchTaskError, QueueFullError, UsageError
 
 if TYPE_CHECKING:
     from agentmesh.client import Client
@@ -131,7 +131,7 @@ async def _submit(session: Session, task: Task[Any], how: dict[str, Any], wait: 
     async with session.connect(ledger=True) as mesh:
         job = await mesh.submit(task, **how)
         if how["to"] is None:
-            await _warn_if_nobody_takes(session, mesh, task_type)
+            await warn_if_nobody_takes(session, mesh, task_type)
         if wait:
             session.out.note(f"task {job.id}")
             await _print_result(session, job)
@@ -179,7 +179,8 @@ def get(session: Session, id: TaskId) -> None:
 
 def _told(status: TaskStatus) -> Iterator[tuple[str, Any]]:
     for name, value in plain(status).items():
-        yield name.replace("_", " "), as_json(value) if isinstance(value, dict | list) else value
+        shown = as_json(value) if isinstance(value, dict | list) else value
+        yield {"agent_id": "agent", "seconds": "runs for, s"}.get(name, name.replace("_", " ")), shown
 
 
 async def _get(session: Session, task_id: str) -> TaskStatus:
@@ -204,38 +205,50 @@ async def _wait(session: Session, task_id: str) -> None:
 
 @task.command("cancel", example="agentmesh task cancel 0Wx3kPz1-7")
 def cancel(session: Session, id: TaskId) -> None:
-    """Cancel a task that waits or runs. Exits with 1 if it was decided already."""
-    cancelled = session.run(_cancel(session, session.check("task id", id)))
+    """Cancel a task that waits or runs. Exits with 1 if it was decided already.
+
+    An id that nobody knows is cancelled too: a task submitted under it later does not run.
+    """
+    cancelled, known = session.run(_cancel(session, session.check("task id", id)))
     if session.out.json:
         session.out.document({"id": id, "cancelled": cancelled})
     elif cancelled:
         session.out.note(f"task {id} is cancelled")
+        if not known:
+            session.out.warning("no task had that id; one that is submitted under it now does not run")
     else:
         session.out.error(f"task {id} was decided before; see: agentmesh task get {id}")
     if not cancelled:
         raise typer.Exit(exits.FAILED)
 
 
-async def _cancel(session: Session, task_id: str) -> bool:
+async def _cancel(session: Session, task_id: str) -> tuple[bool, bool]:
+    """Whether we cancelled it, and whether there was such a task."""
     async with session.connect() as mesh:
-        return await mesh.tasks.cancel(task_id, "cli")
+        try:
+            await mesh.tasks.get(task_id)
+        except NoSuchTaskError:
+            return await mesh.tasks.cancel(task_id, "cli"), False
+        return await mesh.tasks.cancel(task_id, "cli"), True
 
 
 @task.command("show", example="agentmesh task show trip-17\nagentmesh task show trip-17 --json")
 def show(session: Session, id: TaskId) -> None:
-    """Show the steps of a workflow: what is done, what runs, what failed and what was undone."""
+    """Show where a task stands, and the steps of a workflow: what is done, runs, failed or was undone."""
     status, steps = session.run(_show_steps(session, session.check("task id", id)))
     if session.out.json:
         session.out.document({**plain(status), "steps": [plain(step) for step in steps]})
         return
     session.out.fields(_told(status))
+    if not steps:
+        return
     session.out.answer("")
     rows = [
         (step.name, _kind(step), step.state, age(step.ended_at or step.began_at), step.error or None) for step in steps
     ]
-    session.out.table(["STEP", "WHAT", "STATE", "AGE", "ERROR"], rows, empty="it has no steps: it is no workflow")
+    session.out.table(["STEP", "WHAT", "STATE", "AGE", "ERROR"], rows)
     for step in steps:
-        if step.kind == "signal" and step.state == "running":
+        if _waits_for_signal(step):
             session.out.note(f"it waits for: agentmesh task signal {id} {shlex.quote(step.name)} --data VALUE")
 
 
@@ -260,21 +273,29 @@ def signal(
 ) -> None:
     """Give a workflow the signal it waits for, or will. The first one counts; exits with 1 if there was one."""
     value = None if data is None else typed.read_value(data)
-    counts = session.run(_signal(session, session.check("task id", id), name, value))
+    counts, awaited = session.run(_signal(session, session.check("task id", id), name, value))
     if session.out.json:
         session.out.document({"id": id, "signal": name, "counts": counts})
     elif counts:
         session.out.note(f"task {id} has got {name!r}")
+        if awaited and name not in awaited:
+            session.out.warning(f"it is kept for later: now the task waits for {', '.join(map(repr, awaited))}")
     else:
         session.out.error(f"{name!r} came too late: it was given before or has timed out, or task {id} is decided")
     if not counts:
         raise typer.Exit(exits.FAILED)
 
 
-async def _signal(session: Session, task_id: str, name: str, value: Any) -> bool:
+async def _signal(session: Session, task_id: str, name: str, value: Any) -> tuple[bool, list[str]]:
+    """Whether ours counts, and what the task waited for when it was given."""
     async with session.connect() as mesh:
         await mesh.tasks.get(task_id)  # one that does not exist would never hear it
-        return await mesh.tasks.signal(task_id, name, value)
+        awaited = [step.name for step in await mesh.tasks.steps(task_id) if _waits_for_signal(step)]
+        return await mesh.tasks.signal(task_id, name, value), awaited
+
+
+def _waits_for_signal(step: Step) -> bool:
+    return step.kind == "signal" and step.state == "running"
 
 
 @commands.command(
@@ -339,7 +360,7 @@ def _item(number: int, line: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- parts
 
 
-async def _warn_if_nobody_takes(session: Session, mesh: Client, kind: str) -> None:
+async def warn_if_nobody_takes(session: Session, mesh: Client, kind: str) -> None:
     """Say that a task without an address waits for an agent that takes it; it may start later."""
     from agentmesh.registry import near_misses
 

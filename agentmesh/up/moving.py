@@ -123,7 +123,10 @@ async def drain_node(fleet: Fleet, name: str) -> tuple[dict[str, str], str]:
     async with fleet.change():
         node = fleet.nodes.get(name)
         if node is None:
-            raise UsageError(f"no node {name!r} runs here; there are: {', '.join(sorted(fleet.nodes)) or 'none'}")
+            known = ", ".join(sorted(fleet.nodes)) or "none"
+            raise UsageError(
+                f"this supervisor has no node {name!r}, only: {known}; stop others where they were started"
+            )
         others = [
             other
             for other in fleet.nodes.values()

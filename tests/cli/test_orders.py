@@ -81,3 +81,36 @@ async def test_events_and_quarantine_show_and_release_what_ended_an_agent(cli: C
     assert (await cli("quarantine", "release", order.id)).code == 0
     assert (await cli("quarantine", "ls", "--json")).json == []
     assert (await cli("quarantine", "release", order.id)).code == 2
+
+
+async def test_a_slip_in_the_name_of_an_agent_is_told(cli: Cli, spawn: Spawn) -> None:
+    await spawn(Clerk)
+
+    paused = await cli("pause", "clark")
+    resumed = await cli("resume", "clark")
+    again = await cli("resume", "clark")
+
+    assert paused.code == 0
+    assert "no agent 'clark' runs now" in paused.err
+    assert "did you mean clerk? Take it back: agentmesh resume clark" in paused.err
+    assert "clark is no longer paused" in resumed.err
+    assert "clark was not paused" in again.err
+
+
+async def test_resume_says_that_everybody_is_paused_still(cli: Cli, spawn: Spawn) -> None:
+    await spawn(Clerk)
+    await cli("pause", "clerk")
+    await cli("pause", "--all")
+
+    resumed = await cli("resume", "clerk")
+
+    assert "clerk is no longer paused" in resumed.err
+    assert "agentmesh resume --all" in resumed.err
+
+
+async def test_events_that_are_none_say_which_kinds_there_are(cli: Cli) -> None:
+    nothing = await cli("events", "--kind", "crush", "--name", "clerk")
+
+    assert nothing.code == 0
+    assert "no events of kind 'crush' about 'clerk'" in nothing.err
+    assert "crash, gave-up, quarantine, group-ended, failover" in nothing.err

@@ -48,6 +48,19 @@ async def test_a_schedule_is_added_shown_paused_resumed_and_removed(cli: Cli) ->
     assert (gone.code, "no schedule 'bells'" in gone.err) == (1, True)
 
 
+async def test_a_schedule_of_a_type_that_nobody_takes_is_made_with_a_warning(cli: Cli, spawn: Spawn) -> None:
+    await spawn(Ringer)
+
+    slip = await cli("schedule", "add", "Rong", "--every", "5m", "--id", "slip")
+    right = await cli("schedule", "add", "Ring", "--data", '{"bell": "a"}', "--every", "5m", "--id", "right")
+    taken = await cli("schedule", "add", "Ring", "--data", '{"bell": "b"}', "--every", "5m", "--id", "right")
+
+    assert (slip.code, slip.out) == (0, "slip\n")
+    assert "no agent that runs now takes Rong (did you mean Ring?)" in slip.err
+    assert (right.code, right.err) == (0, "")
+    assert (taken.code, "--replace" in taken.err) == (1, True)
+
+
 async def test_a_delayed_task_is_submitted_listed_and_run(cli: Cli, spawn: Spawn, mesh: Mesh) -> None:
     await spawn(Ringer)
     later = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
