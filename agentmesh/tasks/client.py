@@ -121,6 +121,7 @@ class TaskClient:
             DeadlineExceededError: Not accepted: the deadline of the handler that submits it has passed.
             PayloadTooLargeError: Not accepted: over 512 kB.
             InvalidScheduleError: Not accepted: `at` is in the past, and the like.
+            DuplicateScheduleError: Not accepted: it is delayed, and its id is that of a repeating schedule.
             PublishTimeoutError: Unknown, no confirmation within 30 s; submit it again with the same id.
         """
         wishes = Wishes(
@@ -257,7 +258,7 @@ class TaskClient:
         verdict = ResultBody(task_id, "cancelled", by=f"cancel:{new_id()}", reason=by)
         decided = await slot.decide(self.transport, self.subjects, verdict)
         await prompt(self.transport, self.subjects, task_id)
-        await self.schedules.drop(task_id)  # should it not be due yet; if it is, its worker looks at the slot
+        await self.schedules.drop_delayed(task_id)  # should it not be due yet; if it is, its worker looks at the slot
         return decided.status == "cancelled"
 
     async def signal(self, task_id: str, name: str, value: Any = None) -> bool:

@@ -171,6 +171,7 @@ class Schedules:
         """Store a task that is due once, under its own id. One of that id stays as it is; then there is no answer.
 
         Raises:
+            DuplicateScheduleError: Not stored: there is a repeating schedule of that id.
             PublishTimeoutError: Unknown, no confirmation within 30 s; do it again with the same id.
             PayloadTooLargeError: Not stored.
         """
@@ -178,6 +179,9 @@ class Schedules:
         try:
             return await self._store(delayed(body, when), 0)
         except SequenceConflictError:
+            found = await self._find(body.task_id)
+            if found is not None and not _is_once(found):
+                raise DuplicateScheduleError(body.task_id) from None
             return None
 
     async def _store(self, body: ScheduleBody, expect_last: int) -> PubAck:
@@ -286,6 +290,11 @@ class Schedules:
         if await self.exists():
             await self._transport.purge(SCHED, self._subjects.schedule(schedule_id))
 
+    async def drop_delayed(self, task_id: str) -> None:
+        """Remove the delayed task of that id, if it is not due yet; decides nothing."""
+        if await self.exists() and (found := await self._find(task_id)) is not None and _is_once(found):
+            await self._transport.purge(SCHED, self._subjects.schedule(task_id))
+
     async def _switch(self, schedule_id: str, *, paused: bool) -> Schedule:
         for attempt in range(_TRIES):
             found, body = await self._known(schedule_id)
@@ -340,6 +349,12 @@ def _readable(stored: StoredMessage | None) -> ScheduleBody | None:
         return decode_schedule(stored.data) if stored is not None else None
     except InvalidMessageError:
         return None
+
+
+def _is_once(stored: StoredMessage) -> bool:
+    """Whether it is a delayed task, and no repeating schedule."""
+    body = _readable(stored)
+    return body is not None and bool(body.task_id)
 
 
 _IDENTITY = ("agent_id", "task_type", "priority", "when", "time_zone", "deadline_after", "origin", "task_id")

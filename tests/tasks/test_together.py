@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agentmesh.budgets import Budget
+from agentmesh.errors import DuplicateScheduleError
 from agentmesh.ids import now
 from agentmesh.messages import Task
 from agentmesh.tasks import Job, TaskContext, TaskWorker
@@ -136,6 +137,18 @@ async def test_a_key_gives_the_same_job_also_when_its_moment_has_passed(stage: S
 
     assert again.id == job.id
     assert await again.result(5) == 4
+
+
+async def test_a_delayed_task_under_the_id_of_a_schedule_is_refused_and_cancelling_it_keeps_the_schedule(
+    stage: Stage,
+) -> None:
+    await stage.client.schedule(Double(n=1), every=3600, schedule_id="nightly", to="worker")
+
+    with pytest.raises(DuplicateScheduleError):
+        await stage.client.submit(Double(n=2), to="worker", task_id="nightly", delay=1)
+    await stage.client.cancel("nightly")
+
+    assert (await stage.client.schedules.get("nightly")).info.repeats
 
 
 # ------------------------------------------------------------ budgets and workflows
