@@ -96,8 +96,9 @@ async def rolling_restart(fleet: Fleet, agent: str = "") -> Reloaded:
         raise NoSuchAgentError(agent, near_misses(agent, fleet.agents))
     began = asyncio.get_running_loop().time()
     replaced: list[str] = []
-    problem = ""
-    for node in [node.name for node in fleet.nodes.values() if not agent or node.replicas(agent)]:
+    nodes = [node.name for node in fleet.nodes.values() if not agent or node.replicas(agent)]
+    problem = "" if nodes else f"no replica of {agent or 'any agent'} runs here; see: agentmesh ps --nodes"
+    for node in nodes:
         async with fleet.change():
             if node not in fleet.nodes:
                 continue  # scaled away meanwhile

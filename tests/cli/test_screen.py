@@ -81,6 +81,14 @@ def test_a_start_shows_what_is_up_and_the_next_command(capsys: pytest.CaptureFix
             "~ a.py changed, the old code runs on:\nSyntaxError: bad\n",
         ),
         (
+            events.Reloaded(files=(), nodes=("node-1-r2",), agents=("greeter",), seconds=0.41),
+            "~ new processes were asked for → greeter restarted in 0.4 s",
+        ),
+        (
+            events.Reloaded(files=(), nodes=("node-1-r2",), agents=("greeter",), seconds=0.1, problem="no"),
+            "~ new processes were asked for, the old code runs on, except in node-1-r2:\nno\n",
+        ),
+        (
             events.Elected(active=False, supervisor="home (pid 7 on h)"),
             "~ standing by for the chores: home (pid 7 on h) does them",
         ),
@@ -112,3 +120,14 @@ def test_being_the_only_supervisor_is_not_worth_a_line_and_taking_over_is(capsys
 
     assert "active" not in shown(capsys, active)
     assert "~ this supervisor is the active one now" in shown(capsys, events.Elected(active=False), active)
+
+
+@pytest.mark.usefixtures("plain")
+def test_an_agent_that_was_stopped_with_its_group_is_not_shown_as_starting(capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = events.AgentState(name="broken", replica=1, node="node-1", state="stopped")
+    screen = Screen(Output(), PLAN)
+    for event in [*START[:-1], stopped, START[-1]]:
+        screen(event)
+
+    words = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["broken", "0/1", "shared", "stopped", "ImportError:", "no"] in words

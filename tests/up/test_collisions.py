@@ -64,6 +64,7 @@ async def test_an_agent_of_a_group_that_is_down_is_not_started_by_scaling_it(
 
     assert "agentmesh restart team" in answer["problem"]
     assert await replicas(mesh) == []
+    assert "no replica of greeter runs" in (await mesh.ask("rolling", name="greeter"))["problem"]
     (project / "broken.py").write_text(BROKEN.replace("raise RuntimeError", "str"))
     await mesh.ask("reload", timeout=20)
     assert await mesh.ask("restart", name="team", timeout=20) == {"problem": ""}
