@@ -49,7 +49,7 @@ from agentmesh.tasks.clock import DEADLINE, TIME_LIMIT, Clock
 from agentmesh.tasks.context import Desk, TaskContext
 from agentmesh.tasks.fence import AttemptBody
 from agentmesh.tasks.gate import Gate, parameters
-from agentmesh.tasks.giving import give_back
+from agentmesh.tasks.giving import give_back, record_wait
 from agentmesh.tasks.line import Line
 from agentmesh.tasks.lineage import Ending
 from agentmesh.tasks.outcome import Again, Dead, Decided, Leave, Outcome, Return, Wait, inside
@@ -135,6 +135,8 @@ class Attempt:
         """Of the handler; knows whether it has submitted tasks."""
         self.waits = False
         """A limit has made it wait, now or before, which is recorded."""
+        self.waits_since = 0
+        """The delivery since which it waits, if that could not be recorded yet; else 0."""
         self.line: Line | None = None
         """Where it has to wait, when its life ended that way."""
         self.places: list[str] = []
@@ -369,10 +371,18 @@ class Attempt:
 
     async def _count(self) -> None:
         """Which attempt this is: only for a task delivered before does the history have to be read."""
+        if self.waits_since:
+            await self.record_wait()
         if self.delivery.attempt > 1:
             self._history = await history.read(self.bench.transport, self.bench.subjects, self.task_id)
             self.number = self._history.attempt(self.delivery.attempt)
             self.waits = self.waits or self._history.waits
+
+    async def record_wait(self) -> None:
+        """A limit makes it wait: from now on its attempts are counted as they begin."""
+        if self.waits_since:
+            await record_wait(self.bench, self.delivery, self.waits_since)
+            self.waits, self.waits_since = True, 0
 
     async def record_beginning(self) -> None:
         """The handler of a task that had to wait is about to begin: this counts as an attempt."""

@@ -28,24 +28,24 @@ async def give_back(bench: Bench, delivery: Delivery, reason: str, delay: float 
     await bench.transport.nak(delivery, delay)
 
 
-async def send_away(bench: Bench, delivery: Delivery, delay: float, *, recorded: bool) -> None:
+async def send_away(bench: Bench, delivery: Delivery, delay: float, since: int) -> None:
     """Have a task that a limit makes wait delivered again after `delay` seconds; that counts as no attempt.
 
     Args:
         bench: The worker's.
         delivery: Of the task.
         delay: Seconds.
-        recorded: It is recorded already that the task waits.
+        since: The delivery since which the task waits; 0 if that is recorded already.
     """
     task_id = wire.peek_id(delivery.data)
-    if not recorded and delivery.attempt > 1:
-        recorded = (await history.read(bench.transport, bench.subjects, task_id)).waits
-    if not recorded:
-        await record_wait(bench, delivery)
+    if since and delivery.attempt > 1 and (await history.read(bench.transport, bench.subjects, task_id)).waits:
+        since = 0
+    if since:
+        await record_wait(bench, delivery, since)
     await bench.transport.nak(delivery, delay)
 
 
-async def record_wait(bench: Bench, delivery: Delivery) -> None:
-    """From now on the task's attempts are counted as they begin, however often it is delivered."""
-    entry = Failure(delivery.attempt, bench.node)
+async def record_wait(bench: Bench, delivery: Delivery, since: int) -> None:
+    """Since that delivery the task's attempts are counted as they begin, however often it is delivered."""
+    entry = Failure(since, bench.node)
     await history.record(bench.transport, bench.subjects, wire.peek_id(delivery.data), history.WAITS, entry)

@@ -18,7 +18,7 @@ from agentmesh.messages import Task
 from agentmesh.subjects import Subjects
 from agentmesh.tasks.attempt import CROWDED, PAUSED, STOPPED, Attempt, Bench, Runner
 from agentmesh.tasks.gate import Gate
-from agentmesh.tasks.giving import give_back, record_wait, send_away
+from agentmesh.tasks.giving import give_back, send_away
 from agentmesh.tasks.lanes import Lanes
 from agentmesh.tasks.layout import ACK_WAIT, ensure_streams
 from agentmesh.tasks.line import Line
@@ -149,8 +149,8 @@ class TaskWorker:
         self._all_waited = False
         """Of what was taken last, no task could begin."""
         self._masters = Masters(transport, subjects)
-        self._recorded: dict[int, None] = {}
-        """Tasks whose waiting is recorded, by sequence; the last ones."""
+        self._waits: dict[int, int] = {}
+        """The last tasks that a limit made wait, by sequence: since which delivery; 0 when that is recorded."""
         self._wake = asyncio.Event()
         self._lanes = Lanes(transport, subjects, agent, ack_wait, self._wake)
         self._in_hand: dict[int, Attempt] = {}
@@ -282,6 +282,7 @@ class TaskWorker:
             self._refuse(delivery)
         else:
             attempt = self._in_hand[delivery.sequence] = Attempt(self._bench, delivery)
+            attempt.waits_since = self._waits.get(delivery.sequence, 0)
             self._held.append(attempt)
             self._all_waited = False
             self._pulse.wake()
@@ -289,7 +290,7 @@ class TaskWorker:
 
     def _refuse(self, delivery: Delivery) -> None:
         """Let another worker have it. Of one whose waiting is recorded, deliveries do not count anyway."""
-        if delivery.sequence in self._recorded:
+        if self._waits.get(delivery.sequence) == 0:
             self._chore(self._transport.nak(delivery))
         else:
             self._chore(give_back(self._bench, delivery, PAUSED if self._paused else "no slot free"))
@@ -343,19 +344,19 @@ class TaskWorker:
             self._chore(give_back(self._bench, delivery, STOPPED if self._stopping else PAUSED))
             return
         delay = self._gate.put_off(attempt, line)
-        recorded = attempt.waits or delivery.sequence in self._recorded
-        self._recorded[delivery.sequence] = None
-        if len(self._recorded) > REMEMBERED:
-            del self._recorded[next(iter(self._recorded))]
+        since = 0 if attempt.waits else self._waits.get(delivery.sequence, delivery.attempt)
+        self._waits[delivery.sequence] = since
+        if len(self._waits) > REMEMBERED:
+            del self._waits[next(iter(self._waits))]
         if delay:
             self._in_hand.pop(delivery.sequence, None)
-            self._chore(self._send_away(attempt, delay, recorded))
+            self._chore(self._send_away(attempt, delay, since))
             return
         self._in_hand[delivery.sequence] = attempt
         self._pulse.wake()
-        if not recorded:
-            attempt.waits = True
-            self._chore(record_wait(self._bench, delivery))
+        attempt.waits_since = since
+        if since:
+            self._chore(self._record_wait(attempt))
         if attempt.body is not None and attempt.body.master_id:
             self._chore(self._look_up(attempt.body))
 
@@ -364,12 +365,17 @@ class TaskWorker:
         if await self._masters.has_ended(body) and self._gate is not None:
             self._retry(self._gate.find(body.task_id))
 
-    async def _send_away(self, attempt: Attempt, delay: float, recorded: bool) -> None:
+    async def _record_wait(self, attempt: Attempt) -> None:
+        await attempt.record_wait()
+        self._waits[attempt.delivery.sequence] = 0
+
+    async def _send_away(self, attempt: Attempt, delay: float, since: int) -> None:
         """For later, unless the task has ended meanwhile: it need not wait for room to be told so."""
         delivery = attempt.delivery
         if await self._masters.has_ended(decode_queued(delivery.data)) and await attempt.end_unrun():
             return
-        await send_away(self._bench, delivery, delay, recorded=recorded)
+        await send_away(self._bench, delivery, delay, since)
+        self._waits[delivery.sequence] = 0
 
     def _retry(self, attempts: list[Attempt]) -> None:
         """There may be room now for what waited."""

@@ -14,7 +14,7 @@ from agentmesh.errors import DuplicateScheduleError
 from agentmesh.ids import now
 from agentmesh.messages import Task
 from agentmesh.tasks import Job, TaskContext, TaskWorker
-from agentmesh.tasks.layout import TASKS
+from agentmesh.tasks.layout import MAX_BODY, STREAMS, TASKS
 from agentmesh.transport import Delivery
 from tests.harness import eventually
 from tests.tasks.conftest import Stage
@@ -121,6 +121,28 @@ async def test_the_children_of_a_cancelled_task_are_cancelled_though_a_limit_has
     assert len(hall.started) == 1
     hall.release("a")
     assert await held.result(5) == "done"
+
+
+async def test_waiting_for_a_limit_costs_no_attempt_though_it_could_not_be_recorded_for_a_while(own: Stage) -> None:
+    hall = Hall()
+    await own.work(run=hall.run, types={"Gated": Gated})
+    held = await own.client.submit(Gated(), to="worker")
+    await hall.has_started(1)
+    await own.transport.edit_stream(STREAMS, max_msg_size=1)
+    jobs = [await own.client.submit(Gated(), to="worker") for _ in range(5)]
+    await eventually(partial(came_back, own, "worker"))
+
+    await own.transport.edit_stream(STREAMS, max_msg_size=MAX_BODY)
+    hall.release("a", 6)
+
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*(job.result() for job in (held, *jobs))) == ["done"] * 6
+    assert hall.started == [("a", 1)] * 6
+
+
+async def came_back(stage: Stage, agent: str) -> bool:
+    info = await stage.transport.consumer_info(TASKS, stage.subjects.task_consumer(agent, "normal"))
+    return info is not None and info.redelivered >= 3
 
 
 # ------------------------------------------------------------ keys and delays
