@@ -19,6 +19,7 @@ from agentmesh.ids import new_id
 from agentmesh.local import LocalServices
 from agentmesh.mesh import ConnectOptions
 from agentmesh.runfile import RunFile
+from agentmesh.transport import TransportOptions
 
 
 class Echo(Agent):
@@ -54,7 +55,7 @@ async def test_connect_takes_the_address_then_the_environment_then_the_nearest_l
     async with connect(nats_server.url) as mesh:
         assert mesh.url == nats_server.url
     with pytest.raises(BrokerUnavailableError, match=r"127\.0\.0\.1:1"):
-        await connect()
+        await connect(transport=TransportOptions(connect_timeout=0.5))
 
 
 @pytest.mark.parametrize("pid", [0, -1, 10**30])

@@ -456,14 +456,15 @@ async def test_ten_thousand_cancelled_asks_leave_nothing_behind(mesh: Mesh, slow
         for one in asking:
             one.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
-    assert (mux.pending, len(mux._inboxes)) == (3, inboxes)
+    # The chores of the mesh ask, too, now and then; what a cancelled ask left would stay.
+    await eventually(lambda: (mux.pending, len(mux._inboxes)) == (3, inboxes))
     slow.gate.set()
     await asyncio.gather(*holding)
     assert await ref.ask(Echo(n=1)) == 1
     assert mesh._host is not None
     replica = mesh._host._replicas("slow")[0].cell
     assert (replica.in_flight, len(replica.mailbox), len(replica._gone)) == (0, 0, 0)
-    assert mux.pending == 0
+    await eventually(lambda: mux.pending == 0)
 
 
 async def test_streams_left_early_and_events_refused_leave_no_inbox_behind(mesh: Mesh) -> None:
@@ -486,7 +487,7 @@ async def test_streams_left_early_and_events_refused_leave_no_inbox_behind(mesh:
         await mesh.tell(f"nobody-{n}", Note(n=n))
     assert len(mux._inboxes) <= before + KNOWN_RECEIVERS
     mesh.forget_receivers()
-    assert len(mux._inboxes) == before
+    await eventually(lambda: len(mux._inboxes) == before)
 
 
 async def test_an_agent_that_ends_takes_its_inboxes_along(mesh: Mesh) -> None:
@@ -502,7 +503,7 @@ async def test_an_agent_that_ends_takes_its_inboxes_along(mesh: Mesh) -> None:
         ref = await mesh.spawn(Teller)
         await ref.ask(Echo(n=n))
     await mesh.stop("teller")
-    assert len(mux._inboxes) == before
+    await eventually(lambda: len(mux._inboxes) == before)
 
 
 async def test_d12_a_mesh_with_endless_streams_is_closed_within_two_seconds(nats_server: EmbeddedBroker) -> None:

@@ -10,7 +10,7 @@ import pytest
 from agentmesh.presence import DOWN, NodeChange, NodeMonitor, node_monitor, report_death
 from agentmesh.subjects import Subjects
 from agentmesh.transport import Transport, TransportOptions
-from tests.harness import Process, Server, TcpProxy
+from tests.harness import Process, Server, TcpProxy, eventually
 from tests.harness.fixtures import SpawnProcess
 
 BOUND = 3.5
@@ -85,8 +85,11 @@ async def test_nodes_are_known_when_they_come_and_gone_at_once_when_they_leave(
     server: Server, spawn_process: SpawnProcess, watch: Watch
 ) -> None:
     process = await start(spawn_process, server, "one")
-    (node,) = watch.monitor.nodes()
-    assert (node.node, node.state, node.pid, len(node.agents)) == ("one", "up", process.pid, 2)
+
+    def seen() -> list[tuple[str, str, int, int]]:
+        return [(node.node, node.state, node.pid, len(node.agents)) for node in watch.monitor.nodes()]
+
+    await eventually(lambda: seen() == [("one", "up", process.pid, 2)])
 
     async with await Transport.connect(TransportOptions(url=server.url)) as other:
         late = await node_monitor(other, Subjects())

@@ -468,7 +468,7 @@ async def test_a_process_without_a_broker_says_so(tmp_path: Path, spawn_process:
         "agentmesh.memory_store", "--nats", "nats://127.0.0.1:1", "--path", str(tmp_path / "memory.db")
     )
 
-    assert await process.wait() == 1
+    assert await process.wait(30) == 1
     assert "cannot reach the broker" in process.output
 
 

@@ -52,6 +52,7 @@ def test_the_settings_run_every_agent_and_serve_every_tool(monkeypatch: pytest.M
     assert {tool.name for tool in served} == {tool.name for tool in TOOLS}
 
 
+@pytest.mark.slow
 async def test_the_mesh_of_the_example_reviews_what_is_submitted_and_survives_the_kill_of_a_node(
     spawn_process: SpawnProcess, tmp_path: Path
 ) -> None:

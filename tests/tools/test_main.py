@@ -97,15 +97,12 @@ async def test_a_broken_module_is_reported_and_the_others_are_served(
 
 async def test_without_any_tool_or_broker_it_says_why_and_ends(spawn_process: SpawnProcess) -> None:
     nothing = await spawn_process("agentmesh.tools", "no.such.module")
-    assert await nothing.wait() == 1
-    assert "there is no tool to serve" in nothing.output
-
     lonely = await spawn_process("agentmesh.tools", "--nats", "nats://127.0.0.1:1", "tests.tools.samples:add")
-    assert await lonely.wait() == 1
-    assert "cannot reach the broker at nats://127.0.0.1:1" in lonely.output
-
     wrong = await spawn_process("agentmesh.tools", "--set", "rot=/", "agentmesh.tools.files")
-    assert await wrong.wait() == 1
+
+    assert list(await asyncio.gather(nothing.wait(30), lonely.wait(30), wrong.wait(30))) == [1, 1, 1]
+    assert "there is no tool to serve" in nothing.output
+    assert "cannot reach the broker at nats://127.0.0.1:1" in lonely.output
     assert "rot: no tool has this setting (there are: root)" in wrong.output
 
 

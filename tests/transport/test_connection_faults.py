@@ -290,6 +290,7 @@ async def test_everything_published_before_close_arrives(server: Server, connect
     await received.count(1000)
 
 
+@pytest.mark.slow
 async def test_d14_a_silent_hole_is_noticed_within_15_s(proxy: TcpProxy, connect: Connect) -> None:
     transport = await connect(proxy.url)
     states = States(transport)

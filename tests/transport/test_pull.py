@@ -253,7 +253,10 @@ async def test_d6_a_deleted_consumer_is_made_again(server: Server, connect: Conn
 
 
 @pytest.mark.parametrize("what", ["consumer", "stream"])
-async def test_d6_what_cannot_be_made_again_is_reported_not_silent(server: Server, connect: Connect, what: str) -> None:
+async def test_d6_what_cannot_be_made_again_is_reported_not_silent(
+    server: Server, connect: Connect, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentmesh.transport.pull.EXPIRES", 1.1)
     transport, admin = await connect(server.url), await connect(server.url)
     await queue(admin)
     worker = transport if what == "consumer" else admin
@@ -268,7 +271,7 @@ async def test_d6_what_cannot_be_made_again_is_reported_not_silent(server: Serve
         worker._mender.streams.clear()  # it was made by somebody else
 
     with pytest.raises(ConsumerGoneError, match="no consumer 'workers'"):
-        await next_one(pull, timeout=5)
+        await next_one(pull, timeout=15)
 
 
 async def test_an_ack_is_confirmed_and_final_even_over_kill_9(server: Server, transport: Transport) -> None:

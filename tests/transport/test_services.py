@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -34,15 +35,25 @@ async def test_every_service_answers_a_ping_and_each_only_its_own_name_and_id(
     transport.services.add(reader)
     transport.services.add(second)
 
-    assert {s["id"] for s in await ask(transport, "$SRV.PING")} == {writer.id, reader.id, second.id}
-    assert {s["id"] for s in await ask(transport, "$SRV.PING.writer")} == {writer.id, second.id}
-    assert [s["id"] for s in await ask(transport, f"$SRV.PING.writer.{second.id}")] == [second.id]
-    assert await ask(transport, "$SRV.PING.nobody") == []
-    assert await ask(transport, f"$SRV.PING.reader.{second.id}") == []
-    assert await ask(transport, "$SRV.SCHEMA") == []
+    async def found(subject: str) -> list[str]:
+        return sorted(service["id"] for service in await ask(transport, subject))
+
+    everybody, writers, one, *nobody = await asyncio.gather(
+        found("$SRV.PING"),
+        found("$SRV.PING.writer"),
+        found(f"$SRV.PING.writer.{second.id}"),
+        found("$SRV.PING.nobody"),
+        found(f"$SRV.PING.reader.{second.id}"),
+        found("$SRV.SCHEMA"),
+    )
+
+    assert everybody == sorted([writer.id, reader.id, second.id])
+    assert writers == sorted([writer.id, second.id])
+    assert one == [second.id]
+    assert nobody == [[], [], []]
 
     transport.services.remove(writer)
-    assert [s["id"] for s in await ask(transport, "$SRV.PING.writer")] == [second.id]
+    assert await found("$SRV.PING.writer") == [second.id]
 
 
 async def test_counters_show_in_the_stats(transport: Transport, writer: Service) -> None:

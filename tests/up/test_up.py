@@ -212,6 +212,7 @@ async def test_a_killed_node_is_started_again_with_its_agents(start_mesh: StartM
     assert await mesh.raw("greeter", "Where") != before
 
 
+@pytest.mark.slow
 async def test_a_task_of_a_killed_node_is_done_by_another(start_mesh: StartMesh) -> None:
     mesh = await start_mesh(AgentPlan("adder", "swarm:Adder", replicas=2), nodes=2)
     client = await mesh.client()
@@ -484,7 +485,7 @@ def test_a_plan_survives_the_way_to_another_process(tmp_path: Path) -> None:
 
 
 async def test_a4_a_broker_that_may_lose_what_was_accepted_is_said_at_the_start(start_mesh: StartMesh) -> None:
-    mesh = await start_mesh(GREETER, broker=BrokerPlan(sync_always=False))
+    mesh = await start_mesh(GREETER, broker=BrokerPlan(port=0, sync_always=False))
 
     warning = await mesh.event(Warned, source="broker")
 
