@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from agentmesh.deathwatch import Watch
     from agentmesh.mesh import ConnectOptions, Mesh
     from agentmesh.tasks import Job, Schedule, ScheduleInfo, Schedules, Step
-    from agentmesh.tasks.use import LimitUse
+    from agentmesh.tasks.use import Limits, LimitUse
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -190,6 +190,17 @@ class SyncSchedules:
         self._thread.run(self._schedules.remove(schedule_id))
 
 
+class SyncLimits:
+    """`Limits` without `await`."""
+
+    def __init__(self, thread: LoopThread, limits: Limits) -> None:
+        self._thread = thread
+        self._limits = limits
+
+    def ls(self, limit: int = 500) -> list[LimitUse]:
+        return self._thread.run(self._limits.ls(limit))
+
+
 class SyncMesh:
     """`Mesh` without `await`. Every method is the one of the same name there, and blocks.
 
@@ -259,9 +270,10 @@ class SyncMesh:
         )
         return SyncJob(self._thread, self._thread.run(work))
 
-    def limits(self) -> list[LimitUse]:
-        """See `Limits.ls`."""
-        return self._thread.run(self._mesh.limits.ls())
+    @property
+    def limits(self) -> SyncLimits:
+        """The limits that are in use."""
+        return SyncLimits(self._thread, self._mesh.limits)
 
     def schedule(
         self,

@@ -125,7 +125,7 @@ def once(delay: float | None = None, at: datetime | None = None) -> When:
         InvalidScheduleError: Both or neither, in the past, without a time zone, or more than ten years away.
     """
     if (delay is None) == (at is None):
-        raise InvalidScheduleError("when", f"delay={delay}, at={at}", "give one of the two")
+        raise InvalidScheduleError("when", f"delay={delay}, at={at}", "give either delay or at")
     if delay is not None:
         if not 0 <= delay <= FARTHEST:  # not a number is neither
             raise InvalidScheduleError("delay", f"{delay:g}", "expected 0 or more seconds, up to ten years")
@@ -173,7 +173,7 @@ def repeating(every: float | None = None, cron: str | None = None, tz: str | Non
             zone unknown, only the broker says.
     """
     if (every is None) == (cron is None):
-        raise InvalidScheduleError("when", f"every={every}, cron={cron}", "give one of the two")
+        raise InvalidScheduleError("when", f"every={every}, cron={cron}", "give either every or cron")
     if every is not None:
         if tz is not None:
             raise InvalidScheduleError("tz", tz, "an interval has no time zone; it belongs to cron")

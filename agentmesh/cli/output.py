@@ -6,6 +6,7 @@ Colour and movement only for people: not when the output goes elsewhere, in CI, 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,11 @@ _CODES = {
     "magenta": "35",
     "cyan": "36",
 }
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+LAST_COLUMN = 24
+"""Room that the last column of a table needs to be worth reading."""
 
 COLORS = ("cyan", "magenta", "green", "yellow", "blue")
 """To tell sources of lines apart."""
@@ -77,17 +83,23 @@ class Output:
             self.answer(as_json(value, indent=2))
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "") -> None:
-        """Aligned columns; numbers to the right. Without rows `empty` is noted instead."""
+        """Aligned columns; numbers to the right. Without rows `empty` is noted instead.
+
+        In a terminal that is too narrow lines are cut, except that a last column with hardly any room goes on a line of
+        its own.
+        """
         cells = [[_cell(value) for value in row] for row in rows]
         if not cells:
             self.note(empty)
             return
-        widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+        widths = [max(_width(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
         right = [all(_is_number(row[i]) for row in cells) for i in range(len(columns))]
         limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        self.answer(self.style(_line(columns, widths, right, limit), "bold"))
+        below = limit is not None and widths[-1] > limit - sum(widths[:-1]) - 2 * len(widths) + 2 < LAST_COLUMN
+        below = below and widths[-1] >= LAST_COLUMN / 2
+        self.answer(self.style(_line(columns, widths, right, limit, below), "bold"))
         for row in cells:
-            self.answer(_line(row, widths, right, limit))
+            self.answer(_line(row, widths, right, limit, below))
 
     def fields(self, values: Iterable[tuple[str, Any]]) -> None:
         """Names and values, one a line; empty values are left out."""
@@ -181,10 +193,23 @@ def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).replace(",", "").replace("/", "", 1).replace("%", "").isdigit() or text == "-"
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool], limit: int | None) -> str:
-    padded = (
-        cell.rjust(width) if to_right else cell.ljust(width)
+def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool], limit: int | None, below: bool) -> str:
+    padded = [
+        " " * (width - _width(cell)) + cell if to_right else cell + " " * (width - _width(cell))
         for cell, width, to_right in zip(cells, widths, right, strict=True)
-    )
-    line = "  ".join(padded).rstrip()
-    return line if limit is None or len(line) <= limit else line[: limit - 1] + "…"
+    ]
+    if below and len(cells) > 1:
+        first = _cut("  ".join(padded[:-1]).rstrip(), limit)
+        return first if cells[-1] == "-" else f"{first}\n{_cut('    ' + cells[-1], limit)}"
+    return _cut("  ".join(padded).rstrip(), limit)
+
+
+def _width(text: str) -> int:
+    """Columns it takes in a terminal: colours take none."""
+    return len(_COLOUR.sub("", text))
+
+
+def _cut(line: str, limit: int | None) -> str:
+    if limit is None or _width(line) <= limit:
+        return line
+    return _COLOUR.sub("", line)[: limit - 1] + "…"

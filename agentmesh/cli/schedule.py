@@ -42,7 +42,7 @@ def ls(
         session.out.document([_document(info) for info in found])
         return
     rows = [
-        (info.id, str(info.when), _next(info), info.task_type, info.agent_id or None, info.origin or None)
+        (info.id, _when(info), _next(info), info.task_type, info.agent_id or None, info.origin or None)
         for info in found
     ]
     session.out.table(["ID", "WHEN", "NEXT", "TYPE", "AGENT", "KEPT BY"], rows, empty="nothing is scheduled")
@@ -199,6 +199,20 @@ def _runs(info: ScheduleInfo) -> tuple[list[datetime], str]:
         return info.next_runs(RUNS), ""
     except MissingExtraError as error:
         return [], f"when it fires next is not known here: {error}"
+
+
+def _when(info: ScheduleInfo) -> str:
+    """In short; of what is due once, NEXT says when."""
+    if not info.repeats:
+        return "once"
+    return f"every {_interval(info.when.every)}" if info.when.every else str(info.when)
+
+
+def _interval(seconds: int) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds % size == 0:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
 
 
 def _next(info: ScheduleInfo) -> str | None:

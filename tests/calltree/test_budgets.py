@@ -244,3 +244,8 @@ async def test_nothing_is_counted_without_a_budget_of_steps(mesh: Mesh, spawn: S
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(DefinitionError, match="steps must be more than 0"):
         Budget(steps=0)
+
+
+async def test_a_budget_that_is_none_is_refused(mesh: Mesh) -> None:
+    with pytest.raises(DefinitionError, match=r"expected a Budget, such as Budget\(steps=100\), not 3"):
+        await mesh.submit(SpreadTask(count=1), to="x", budget=3)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from agentmesh.broker import EmbeddedBroker
-from tests.cli.conftest import Ran, ended, run, start
+from tests.cli.conftest import Cli, Ran, ended, run, start
 from tests.harness import alive, eventually
 
 GREETER = """
@@ -233,3 +233,10 @@ async def test_show_config_says_where_each_value_comes_from(tmp_path: Path) -> N
     assert settings["broker.store"] == {"value": str(tmp_path / "data"), "origin": "--store"}
     assert settings["broker.port"] == {"value": "0", "origin": "--port"}
     assert settings["agents.greeter.replicas"] == {"value": "2", "origin": "mesh.toml"}
+
+
+async def test_a_node_without_agents_is_refused_and_says_how_to_name_some(cli: Cli) -> None:
+    ran = await cli("node")
+
+    assert ran.code == 2
+    assert "no agents to host: name some as module:Class" in ran.err

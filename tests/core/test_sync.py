@@ -52,6 +52,7 @@ def test_a_script_without_asyncio_spawns_asks_and_streams(nats_server: EmbeddedB
         assert [info.name for info in mesh.agents()] == ["echo"]
         (node,) = mesh.nodes()
         assert (node.state, len(node.agents)) == ("up", 1)
+        assert mesh.limits.ls() == []
         with pytest.raises(NoSuchAgentError):
             mesh.ask("nobody", Prompt(text="a"))
 
