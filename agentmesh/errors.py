@@ -386,7 +386,9 @@ class BudgetExceededError(AgentMeshError):
         self.tree_id = tree_id
 
     def __str__(self) -> str:
-        unit = {"depth": "handlers in a row", "steps": "steps", "seconds": "seconds"}.get(self.limit, self.limit)
+        s = "" if self.amount == 1 else "s"
+        units = {"depth": f"handler{s} in a row", "steps": f"step{s}", "seconds": f"second{s}"}
+        unit = units.get(self.limit, self.limit)
         return f"the budget of {self.amount:g} {unit}{f' given by {self.owner}' if self.owner else ''} is used up"
 
 

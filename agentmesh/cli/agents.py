@@ -208,7 +208,7 @@ def scale(
     for name, _ in wanted:
         session.check("agent", name)
     requests = [{"op": "scale", "agent": name, "replicas": number} for name, number in wanted]
-    _steer(session, requests, [f"{name} has {number} replicas" for name, number in wanted])
+    _steer(session, requests, [f"{name} has {number} replica{'s' * (number != 1)}" for name, number in wanted])
 
 
 @commands.command(
