@@ -208,4 +208,5 @@ def _entry(line: dict[str, Any], first: dict[str, Any]) -> str:
     rest = " ".join(
         f"{name}={value}" for name, value in line.items() if name not in _TOLD and value not in (None, False, "")
     )
-    return f"{line['mono'] - first['mono']:+8.3f} s  {line['role']}[{line['pid']}]  {line['kind']}  {rest}".rstrip()
+    who = f"{line.get('role', '?')}[{line.get('pid', '?')}]"
+    return f"{line['mono'] - first['mono']:+8.3f} s  {who}  {line['kind']}  {rest}".rstrip()
