@@ -25,8 +25,8 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
-NO_STREAM = RefusedError(10059, "stream not found", 404)
-NO_CONSUMER = RefusedError(10014, "consumer not found", 404)
+NO_STREAM = (10059, "stream not found", 404)
+NO_CONSUMER = (10014, "consumer not found", 404)
 
 
 class Faults:
@@ -68,7 +68,9 @@ class Broker:
         self.consumers: dict[tuple[str, str], Consumer] = {}
         self._exact: dict[str, list[Interest]] = {}
         self._wild: dict[str, list[Interest]] = {}
-        """By pattern; those that end with `.*` and have no other wildcard are looked up by their stem."""
+        """Patterns that end with `.*` and have no other wildcard: they are looked up by their stem."""
+        self._broad: dict[str, list[Interest]] = {}
+        """All other patterns."""
         self._owners: dict[str, Stream | None] = {}
         self._latency = self.random.random
 
@@ -83,23 +85,22 @@ class Broker:
     # -- core
 
     def subscribe(self, interest: Interest) -> None:
-        table = self._wild if "*" in interest.subject or ">" in interest.subject else self._exact
-        entries = table.setdefault(interest.subject, [])
+        entries = self._table(interest.subject).setdefault(interest.subject, [])
         if interest not in entries:
             entries.append(interest)
 
     def unsubscribe(self, interest: Interest) -> None:
-        for table in (self._exact, self._wild):
-            entries = table.get(interest.subject, [])
-            if interest in entries:
-                entries.remove(interest)
-                if not entries:
-                    del table[interest.subject]
+        table = self._table(interest.subject)
+        entries = table.get(interest.subject, [])
+        if interest in entries:
+            entries.remove(interest)
+            if not entries:
+                del table[interest.subject]
 
     def forget(self, link: Link) -> None:
         """Its connection broke."""
         self.links.pop(link, None)
-        for table in (self._exact, self._wild):
+        for table in (self._exact, self._wild, self._broad):
             for subject, entries in list(table.items()):
                 entries[:] = [one for one in entries if one.link is not link]
                 if not entries:
@@ -108,10 +109,15 @@ class Broker:
     def _listeners(self, subject: str) -> list[Interest]:
         found = list(self._exact.get(subject, ()))
         found += self._wild.get(subject.rpartition(".")[0] + ".*", ())
-        for pattern, entries in self._wild.items():
-            if not (pattern.endswith(".*") and pattern.count("*") == 1) and matches(pattern, subject):
+        for pattern, entries in self._broad.items():
+            if matches(pattern, subject):
                 found += entries
         return found
+
+    def _table(self, subject: str) -> dict[str, list[Interest]]:
+        if "*" not in subject and ">" not in subject:
+            return self._exact
+        return self._wild if subject.endswith(".*") and subject.count("*") == 1 else self._broad
 
     def publish(self, subject: str, message: Message, losing: float) -> bool:
         """Send to everybody who listens, one of each queue group; False if nobody does."""
@@ -241,13 +247,13 @@ class Broker:
 
     def _stream(self, name: str) -> Stream:
         if name not in self.streams:
-            raise NO_STREAM
+            raise RefusedError(*NO_STREAM)
         return self.streams[name]
 
     def _consumer(self, stream: str, name: str) -> Consumer:
         self._stream(stream)
         if (stream, name) not in self.consumers:
-            raise NO_CONSUMER
+            raise RefusedError(*NO_CONSUMER)
         return self.consumers[stream, name]
 
     def _create_stream(self, name: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 import random
 import warnings
 from collections.abc import Callable, Coroutine, Generator
@@ -66,7 +67,8 @@ class SimLoop(asyncio.BaseEventLoop):
     """
 
     _ready: Any
-    _scheduled: list[asyncio.TimerHandle]
+    _scheduled: Any
+    """A heap of (when, number, timer): tuples are compared faster than timers."""
 
     def __init__(self, seed: int = 0, *, shuffle: bool = True) -> None:
         super().__init__()
@@ -74,6 +76,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._random = random.Random(seed)
         self._shuffle = shuffle
         self.steps = 0
+        self._timers = itertools.count()
         self._tasks: list[SimTask] = []
         self.set_task_factory(self._new_task)  # type: ignore[arg-type]
 
@@ -96,17 +99,36 @@ class SimLoop(asyncio.BaseEventLoop):
             parked, process.parked = process.parked, []
             self._ready.extend(parked)
 
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._scheduled, (when, next(self._timers), timer))
+        return timer
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
     def _run_once(self) -> None:
         """One turn: everything that is ready now."""
         ready, scheduled = self._ready, self._scheduled
-        while scheduled and scheduled[0].cancelled():
+        while scheduled and scheduled[0][2]._cancelled:
             heapq.heappop(scheduled)
         if not ready:
             if not scheduled:
                 raise Deadlock
-            self._now = max(self._now, scheduled[0].when())
-        while scheduled and scheduled[0].when() <= self._now:
-            ready.append(heapq.heappop(scheduled))
+            self._now = max(self._now, scheduled[0][0])
+        while scheduled and scheduled[0][0] <= self._now:
+            ready.append(heapq.heappop(scheduled)[2])
         count = len(ready)
         if count > 1 and self._shuffle:
             batch = list(ready)

@@ -19,7 +19,7 @@ from agentmesh import ids
 from agentmesh.errors import AgentMeshError, BrokerError, QueueFullError, Reject, Retry
 from agentmesh.messages import Task
 from agentmesh.subjects import Subjects
-from agentmesh.tasks import Chunk, Dispatcher, Job, Restarted, TaskClient, TaskContext, TaskWorker
+from agentmesh.tasks import Chunk, Dispatcher, Job, Restarted, TaskClient, TaskContext, TaskWorker, records
 from agentmesh.tasks.layout import RESULTS, TASKS
 from agentmesh.transport import Transport, TransportOptions, connection
 from tests.simulation.broker import EPOCH, Broker
@@ -293,6 +293,7 @@ def _patched(world: World) -> Iterator[None]:
         (ids, "_prefix", "0badcafe"),
         (ids, "_count", itertools.count()),
         (tenacity, "time", SimpleNamespace(monotonic=clock)),
+        (records, "time", SimpleNamespace(monotonic=clock)),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     for owner, name, value in changes:
