@@ -12,6 +12,11 @@ TIME_LIMIT, DEADLINE = "time limit", "deadline"
 _NEVER = float("inf")
 
 
+def loop_time() -> float:
+    """Seconds of the running event loop: of use for differences only."""
+    return asyncio.get_running_loop().time()
+
+
 class Clock:
     """The limits of one run of a handler."""
 

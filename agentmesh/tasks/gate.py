@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from agentmesh.limits import Limit, Rule, rules
 from agentmesh.messages import Task, wire_name
 from agentmesh.subjects import Subjects
 from agentmesh.tasks.allowance import Beat, FreeSlot, GiveBackStart, Holder, TakeSlot, TakeStart
+from agentmesh.tasks.clock import loop_time
 from agentmesh.tasks.line import Line
 from agentmesh.tasks.records import records_of
 from agentmesh.tasks.wire import TaskBody, decode_queued
@@ -300,7 +300,7 @@ class Gate:
         line = self._lines.get(path)
         if line is None:
             line = self._lines[path] = Line(path, rule, rule.limit.value(task))
-        line.full, line.looked_at = True, time.monotonic()
+        line.full, line.looked_at = True, loop_time()
         line.open_at = line.looked_at + wait
         self._busy.set()
         if rule.limit.rate:
@@ -346,7 +346,7 @@ class Gate:
 
     async def _look(self) -> None:
         """Look at what tasks wait for: when somebody says that there is room, when it is time, and now and then."""
-        now = time.monotonic()
+        now = loop_time()
         times = [line.open_at - now for line in self._lines.values() if line.rule.limit.rate and line.full]
         pause = min([_LOOK_EVERY, self._ttl / 4, *(max(0.005, left) for left in times)])
         with contextlib.suppress(TimeoutError):
@@ -364,11 +364,11 @@ class Gate:
     async def _look_at(self, line: Line) -> None:
         limit = line.rule.limit
         if limit.rate:
-            if time.monotonic() >= line.open_at:
+            if loop_time() >= line.open_at:
                 self._open(line, limit.rate)
             return
         record = await self._records.look(line.path)
-        line.looked_at = time.monotonic()
+        line.looked_at = loop_time()
         room = limit.concurrency - len(record.holders)
         if room > 0:
             self._open(line, room)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import time
 from collections import deque
 from typing import TYPE_CHECKING
 
 from agentmesh.limits import Rule
+from agentmesh.tasks.clock import loop_time
 
 if TYPE_CHECKING:
     from agentmesh.tasks.attempt import Attempt
@@ -47,13 +47,13 @@ class Line:
         self.parked: deque[Attempt] = deque()
         self.full = True
         """At the last look there was no room."""
-        self.looked_at = time.monotonic()
+        self.looked_at = loop_time()
         self.open_at = 0.0
-        """For a rate, when there may be room: monotonic time."""
+        """For a rate, when there may be room: in seconds of the event loop."""
         self._away: dict[int, int] = {}
-        """When they come back, in parts of a second of monotonic time: how many."""
+        """When they come back, in parts of a second of the event loop's time: how many."""
         self._begun = 0.0
-        self._begun_at = time.monotonic()
+        self._begun_at = loop_time()
 
     @property
     def takes(self) -> bool:
@@ -63,12 +63,12 @@ class Line:
     @property
     def closed(self) -> bool:
         """Whether it is known that a task cannot begin now."""
-        now = time.monotonic()
+        now = loop_time()
         return self.full and (now < self.open_at if self.rule.limit.rate else now - self.looked_at < TRUSTED)
 
     def waiting(self) -> int:
         """Tasks that this worker made wait and that wait still, as far as it knows."""
-        now = time.monotonic() * _PARTS
+        now = loop_time() * _PARTS
         for part in [part for part in self._away if part < now]:
             del self._away[part]
         return len(self.parked) + sum(self._away.values())
@@ -76,11 +76,11 @@ class Line:
     def begun(self) -> None:
         """One has begun."""
         self._begun = self._recently() + 1.0
-        self._begun_at = time.monotonic()
+        self._begun_at = loop_time()
 
     def send_away(self) -> float:
         """Seconds after which one more task shall come back."""
-        now = time.monotonic()
+        now = loop_time()
         away = self.waiting() - len(self.parked) + 1
         limit = self.rule.limit
         delay = away / max(RETURNS, ADVANTAGE * self._recently() / _FADES)
@@ -93,4 +93,4 @@ class Line:
 
     def _recently(self) -> float:
         """About how many have begun within the last few seconds."""
-        return float(self._begun * 2.0 ** ((self._begun_at - time.monotonic()) / _FADES))
+        return float(self._begun * 2.0 ** ((self._begun_at - loop_time()) / _FADES))
