@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Self
-from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -206,12 +205,10 @@ class WatchTower:
         return {(info.life, info.replica): info.node for info in infos if info.life and info.state not in OVER}
 
 
-_towers: WeakKeyDictionary[Transport, dict[str, WatchTower]] = WeakKeyDictionary()
-
-
 def watch_tower(transport: Transport, subjects: Subjects) -> WatchTower:
     """The one of a connection for a tenant."""
-    towers = _towers.setdefault(transport, {})
-    if subjects.tenant not in towers:
-        towers[subjects.tenant] = WatchTower(transport, subjects)
-    return towers[subjects.tenant]
+    place = ("watch tower", subjects.tenant)
+    if place not in transport.shared:
+        transport.shared[place] = WatchTower(transport, subjects)
+    tower: WatchTower = transport.shared[place]
+    return tower

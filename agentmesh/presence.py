@@ -29,7 +29,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -409,7 +408,7 @@ class NodeMonitor:
             self._timer.cancel()
         for work in self._work.values():
             work.cancel()
-        _monitors.pop(self._transport, None)  # a monitor holds its connection: it would keep it for ever
+        self._transport.shared.pop((_SHARED, self._subjects.tenant), None)
 
 
 def _patience(life: _Life) -> float:
@@ -417,13 +416,13 @@ def _patience(life: _Life) -> float:
     return {"up": SUSPECT, "suspect": DOWN}.get(life.state, REMEMBERED)
 
 
-_monitors: WeakKeyDictionary[Transport, dict[str, asyncio.Task[NodeMonitor]]] = WeakKeyDictionary()
+_SHARED = "node monitor"
 
 
 async def node_monitor(transport: Transport, subjects: Subjects) -> NodeMonitor:
     """The monitor of a connection for a tenant, started at the first call; it ends with the connection."""
-    monitors = _monitors.setdefault(transport, {})
-    starting = monitors.get(subjects.tenant)
+    place = (_SHARED, subjects.tenant)
+    starting: asyncio.Task[NodeMonitor] | None = transport.shared.get(place)
     if starting is None or (starting.done() and (starting.cancelled() or starting.exception() is not None)):
 
         async def start() -> NodeMonitor:
@@ -431,5 +430,6 @@ async def node_monitor(transport: Transport, subjects: Subjects) -> NodeMonitor:
             await monitor.start()
             return monitor
 
-        starting = monitors[subjects.tenant] = asyncio.get_running_loop().create_task(start(), name="node monitor")
+        starting = asyncio.get_running_loop().create_task(start(), name="node monitor")
+        transport.shared[place] = starting
     return await asyncio.shield(starting)

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from agentmesh.errors import (
     ConnectionClosedError,
@@ -50,6 +51,8 @@ class Transport:
         self.services = Services(self.connection)
         """Discovery: `add` a service and `start` once."""
         self._pulls: set[PullConsumer] = set()
+        self.shared: dict[tuple[str, str], Any] = {}
+        """What everybody on this connection has in common, by kind and tenant; it goes when the connection does."""
 
     @classmethod
     async def connect(cls, options: TransportOptions, *, jetstream: bool = True) -> Transport:
