@@ -104,6 +104,7 @@ class WatchTower:
         self._loop: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._changing = asyncio.Lock()
+        transport.on_state(self._on_state)
 
     async def add(self, watch: Watch) -> None:
         """Begin a watch."""
@@ -145,6 +146,13 @@ class WatchTower:
         if subscription is not None and self._transport.is_connected:
             await subscription.unsubscribe()
         self._reasons.clear()
+
+    def _on_state(self, state: str) -> None:
+        """Nothing is heard over a connection that is closed for good, and its loop would keep it in memory."""
+        if state == "closed":
+            self._mute()
+            if self._loop is not None:
+                self._loop.cancel()
 
     def _on_node(self, change: NodeChange) -> None:
         if change.state in ("down", "left"):

@@ -14,7 +14,7 @@ from agentmesh.messages import Task
 from agentmesh.tasks import TaskWorker
 from agentmesh.transport import Transport
 from agentmesh.transport.connection import Connection
-from tests.harness import Server
+from tests.harness import Server, eventually
 
 MANY = 50
 AT_ONCE = 10
@@ -60,6 +60,10 @@ async def test_nothing_of_a_closed_connection_stays_in_memory(server: Server) ->
     for first in range(1, MANY, AT_ONCE):
         await asyncio.gather(*(come_and_go(server.url, number) for number in range(first, first + AT_ONCE)))
 
-    await asyncio.sleep(0)
-    left = [type(found).__name__ for found in alive() if id(found) not in before]
-    assert not left, f"{len(left)} are left: {sorted(set(left))}"
+    def left() -> list[str]:
+        return sorted(type(found).__name__ for found in alive() if id(found) not in before)
+
+    try:
+        await eventually(lambda: not left(), 10)  # timers that are over soon hold some for a moment
+    except AssertionError:
+        raise AssertionError(f"they stay: {left()}") from None
