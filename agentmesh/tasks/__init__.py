@@ -34,6 +34,7 @@ deadline: what is not done by then is `expired`, whether it waits or runs.
 | `schedules`| delayed and repeating tasks; `when` checks the times                     |
 | `mover`    | from what is due to the queue of an agent                                |
 | `stuck`    | finds and buries what no consumer will deliver                           |
+| `lagging`  | moves consumers away from a copy of a queue that does not catch up       |
 """
 
 from agentmesh.tasks.batch import Batch, Finished
@@ -42,6 +43,7 @@ from agentmesh.tasks.context import TaskContext
 from agentmesh.tasks.dead import bury_message, keep_event
 from agentmesh.tasks.dispatch import Dispatcher
 from agentmesh.tasks.job import Chunk, Job, JobEvent, Progress, Restarted
+from agentmesh.tasks.lagging import LaggingCopies
 from agentmesh.tasks.mover import Mover
 from agentmesh.tasks.schedules import Schedule, ScheduleInfo, Schedules
 from agentmesh.tasks.status import TaskStatus
@@ -60,6 +62,7 @@ __all__ = [
     "Finished",
     "Job",
     "JobEvent",
+    "LaggingCopies",
     "Mover",
     "Progress",
     "Restarted",

@@ -27,13 +27,14 @@ from agentmesh.transport.publisher import PubAck
 from agentmesh.transport.pull import Delivery, PullConsumer
 from agentmesh.transport.reading import StoredMessage
 from agentmesh.transport.services import Endpoint, Service, Services
-from agentmesh.transport.streams import ConsumerInfo, ConsumerSpec, StreamInfo, StreamSpec
+from agentmesh.transport.streams import ConsumerInfo, ConsumerSpec, Copy, StreamInfo, StreamSpec
 from agentmesh.transport.transport import Transport
 from agentmesh.transport.wire import Message, ServerStatus, is_no_responders
 
 __all__ = [
     "ConsumerInfo",
     "ConsumerSpec",
+    "Copy",
     "Delivery",
     "Endpoint",
     "Inbox",

@@ -160,6 +160,18 @@ class ConsumerInfo:
     config: Mapping[str, Any] = field(repr=False)
 
 
+@dataclass(frozen=True)
+class Copy:
+    """A copy of a stream at a server of a cluster that is not the stream's leader."""
+
+    server: str
+    online: bool
+    current: bool
+    """It has everything that the leader has."""
+    lag: int
+    """How many operations it is behind."""
+
+
 # What a difference means: the first changes what a stream promises, the rest is a bound that can be edited.
 _STREAM_MEANING = (
     "subjects",
@@ -270,6 +282,26 @@ class Admin:
             settled=found["delivered"]["consumer_seq"] - found["num_ack_pending"],
             config=found["config"],
         )
+
+    async def copies(self, stream: str) -> list[Copy]:
+        info = await self._api.call(f"STREAM.INFO.{stream}")
+        replicas = (info.get("cluster") or {}).get("replicas") or ()
+        return [
+            Copy(one["name"], not one.get("offline", False), one.get("current", False), one.get("lag", 0))
+            for one in replicas
+        ]
+
+    async def leaders(self, stream: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        while True:
+            page = await self._api.call(f"CONSUMER.LIST.{stream}", {"offset": len(found)})
+            entries = page.get("consumers") or []
+            found.update({one["name"]: (one.get("cluster") or {}).get("leader", "") for one in entries})
+            if not entries or len(found) >= page.get("total", 0):
+                return found
+
+    async def step_down(self, stream: str, consumer: str) -> None:
+        await self._api.call(f"CONSUMER.LEADER.STEPDOWN.{stream}.{consumer}")
 
     async def delete_consumer(self, stream: str, name: str) -> None:
         await self._api.find(f"CONSUMER.DELETE.{stream}.{name}")

@@ -24,7 +24,7 @@ from agentmesh.transport.publisher import PubAck, Publisher
 from agentmesh.transport.pull import Delivery, PullConsumer
 from agentmesh.transport.reading import Reader, StoredMessage
 from agentmesh.transport.services import Services
-from agentmesh.transport.streams import Admin, ConsumerInfo, ConsumerSpec, StreamInfo, StreamSpec
+from agentmesh.transport.streams import Admin, ConsumerInfo, ConsumerSpec, Copy, StreamInfo, StreamSpec
 from agentmesh.transport.wire import Message, is_no_responders
 
 log = logging.getLogger("agentmesh.transport")
@@ -250,7 +250,7 @@ class Transport:
             latest: Have the leader of the stream answer instead, as far as this user may ask it. A single server
                 always has the latest, and is asked in the faster way.
         """
-        if latest and self._may_ask_leaders and self.connection.server_info.get("cluster"):
+        if latest and self._may_ask_leaders and self.clustered:
             try:
                 return await self._reader.latest(stream, subject)
             except PermissionDeniedError:
@@ -327,9 +327,26 @@ class Transport:
     async def consumer_info(self, stream: str, name: str) -> ConsumerInfo | None:
         return await self._admin.consumer_info(stream, name)
 
+    async def copies(self, stream: str) -> list[Copy]:
+        """The copies of a stream beside the leader's, as the leader sees them; none without a cluster."""
+        return await self._admin.copies(stream)
+
+    async def leaders(self, stream: str) -> dict[str, str]:
+        """The server that each consumer of a stream is led by, by name of the consumer; empty: nobody leads it."""
+        return await self._admin.leaders(stream)
+
+    async def step_down(self, stream: str, consumer: str) -> None:
+        """Have another server lead a consumer. Deliveries under way stay valid."""
+        await self._admin.step_down(stream, consumer)
+
     async def subjects_of(self, stream: str, pattern: str) -> dict[str, int]:
         """How many messages the stream holds per subject matching `pattern`."""
         return await self._admin.subjects_of(stream, pattern)
+
+    @property
+    def clustered(self) -> bool:
+        """Whether the server is one of several."""
+        return bool(self.connection.server_info.get("cluster"))
 
     @property
     def replicas(self) -> int:
@@ -337,7 +354,7 @@ class Transport:
         if self.options.replicas is not None:
             return self.options.replicas
         info = self.connection.server_info
-        return 3 if info.get("cluster") and len(info.get("connect_urls") or ()) >= 3 else 1
+        return 3 if self.clustered and len(info.get("connect_urls") or ()) >= 3 else 1
 
     # -- deliveries
 

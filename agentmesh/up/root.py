@@ -27,7 +27,7 @@ from agentmesh.local import dispatcher
 from agentmesh.presence import NodeMonitor, node_monitor
 from agentmesh.subjects import Subjects
 from agentmesh.supervisor import ChildSpec, RestartPolicy, Supervisor, SupervisorEvent
-from agentmesh.tasks import Dispatcher, Mover, StuckSweep
+from agentmesh.tasks import Dispatcher, LaggingCopies, Mover, StuckSweep
 from agentmesh.tasks.layout import ensure_streams
 from agentmesh.transport import Transport
 from agentmesh.up.chores import Chores
@@ -220,6 +220,7 @@ class Up:
         )
         sweep = StuckSweep(self.transport, self._subjects, on_buried=self._on_buried, on_unhosted=self._on_unhosted)
         self.chores.add("stuck sweep", sweep.run)
+        self.chores.add("lagging copies", LaggingCopies(self.transport, on_moved=self._on_moved).run)
         everywhere = (self._door.start(), self._dispatcher.start(), self._mover.start())
         await asyncio.gather(*everywhere, self.chores.start())
         if self.plan.schedules is not None:
@@ -300,6 +301,10 @@ class Up:
     def _on_buried(self, task_id: str, reason: str) -> None:
         hint = f"see: agentmesh dead show {task_id}"
         self._emit(Warned(source="tasks", text=f"{task_id} was stuck and is a dead letter: {reason}", hint=hint))
+
+    def _on_moved(self, stream: str, server: str, consumers: int) -> None:
+        text = f"the copy of {stream} at server {server} does not catch up; {consumers} of its queues were moved away"
+        self._emit(Warned(source="broker", text=text, hint="restart that server"))
 
     def _on_unhosted(self, agents: Mapping[str, int]) -> None:
         if agents:
