@@ -65,6 +65,7 @@ async def test_the_consumers_of_a_copy_that_stays_behind_are_led_elsewhere_and_d
             await eventually(elsewhere, 20)
             await transport.publish_durable(subjects.tasks("worker", "low"), b"{}")
             pull = transport.pull(TASKS, subjects.task_consumer("worker", "low"))
+            await pull.start()
             async with asyncio.timeout(10):
                 while not await pull.take(1):
                     pass
