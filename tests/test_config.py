@@ -317,8 +317,8 @@ every = "5m"
     [
         ('task = "T"\ncron = "0 3 * * *"', "seconds come first"),
         ('task = "T"\nevery = "500ms"', "1 or more seconds"),
-        ('task = "T"', "one of the two"),
-        ('task = "T"\nevery = 5\ncron = "@daily"', "one of the two"),
+        ('task = "T"', "either every or cron"),
+        ('task = "T"\nevery = 5\ncron = "@daily"', "either every or cron"),
         ('task = "T"\nevery = 5\ntz = "UTC"', "no time zone"),
         ('task = "T"\nevery = 5\nto = "a b"', "is not allowed"),
         ('task = "T"\nevery = 5\npriority = "urgent"', "expected"),

@@ -419,8 +419,8 @@ async def test_schedules_are_listed_and_removed_by_id(stage: Stage, open_stage: 
         ({"every": 1e12}, "ten years"),
         ({"every": 1.5}, "whole seconds"),
         ({"every": 5, "tz": "UTC"}, "no time zone"),
-        ({"every": 5, "cron": "@daily"}, "one of the two"),
-        ({}, "one of the two"),
+        ({"every": 5, "cron": "@daily"}, "either every or cron"),
+        ({}, "either every or cron"),
         ({"every": 5, "schedule_id": "x" * 45}, "44 characters"),
         ({"every": 5, "deadline": math.nan}, "more than 0"),
         ({"every": 5, "deadline": 1e300}, "ten years"),
@@ -441,7 +441,7 @@ async def test_a_rhythm_that_cannot_be_is_refused(stage: Stage, how: dict[str, A
         ({"delay": -1}, "0 or more"),
         ({"delay": math.inf}, "0 or more"),
         ({"delay": math.nan}, "0 or more"),
-        ({"delay": 1, "at": datetime(2999, 1, 1, tzinfo=UTC)}, "one of the two"),
+        ({"delay": 1, "at": datetime(2999, 1, 1, tzinfo=UTC)}, "either delay or at"),
     ],
 )
 async def test_a_moment_that_cannot_be_is_refused(stage: Stage, how: dict[str, Any], what: str) -> None:
