@@ -266,7 +266,7 @@ async def test_a_repeating_task_goes_on_after_the_broker_was_killed(own: Stage, 
 @pytest.mark.slow
 async def test_a_cluster_goes_on_firing_when_the_node_that_fires_is_killed() -> None:
     async with Cluster() as cluster:
-        stage = Stage(await Transport.connect(TransportOptions(url=cluster.urls)))
+        stage = Stage(await Transport.connect(TransportOptions(url=cluster.urls, replicas=3)))
         await stage.work()
         await stage.move()
         await stage.client.schedule(Double(n=2), every=1, to="worker", schedule_id="tick")
