@@ -299,7 +299,7 @@ async def test_firings_missed_while_the_broker_was_stopped_are_made_up_for_once(
     made_up = own.handlers.started[1][2]
     await own.handlers.has_started(3, timeout=10)
 
-    assert made_up - back < 2.0
+    assert made_up - back < 3.0  # the next look of a connection that comes back, and the firing
     assert own.handlers.started[2][2] - made_up > 1.5
 
 
