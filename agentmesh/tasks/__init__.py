@@ -31,6 +31,7 @@ deadline: what is not done by then is `expired`, whether it waits or runs.
 | `history`  | failed attempts and give-backs                                           |
 | `dead`     | dead letters                                                             |
 | `dispatch` | from the door to the queue of an agent                                   |
+| `serving`  | working off what a consumer brings: dispatcher and mover                 |
 | `schedules`| delayed and repeating tasks; `when` checks the times                     |
 | `mover`    | from what is due to the queue of an agent                                |
 | `stuck`    | finds and buries what no consumer will deliver                           |

@@ -8,21 +8,16 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 
-from agentmesh.errors import AgentMeshError, BrokerError, InvalidMessageError, InvalidNameError, StreamFullError
+from agentmesh.errors import AgentMeshError, InvalidMessageError, InvalidNameError, StreamFullError
 from agentmesh.registry import near_misses
 from agentmesh.subjects import Subjects, token
 from agentmesh.tasks import dead, wire
-from agentmesh.tasks.layout import ACK_WAIT, TASKS, dispatch_consumer, ensure_streams
+from agentmesh.tasks.layout import ACK_WAIT, dispatch_consumer, ensure_streams
+from agentmesh.tasks.serving import RETRY_DELAY, Serving
 from agentmesh.tasks.wire import TaskBody, decode_task, encode
-from agentmesh.transport import Delivery, PullConsumer, Transport
+from agentmesh.transport import Delivery, Transport
 
 log = logging.getLogger("agentmesh.tasks")
-
-BATCH = 64
-"""Tasks routed at the same time."""
-
-RETRY_DELAY = 1.0
-"""Seconds until a task that nobody takes is looked at again."""
 
 PATIENCE = 30
 """Looks until it becomes a dead letter: about half a minute."""
@@ -61,8 +56,7 @@ class Dispatcher:
         self._locate = locate
         self._known = known
         self._ack_wait = ack_wait
-        self._pull: PullConsumer | None = None
-        self._loop: asyncio.Task[None] | None = None
+        self._serving: Serving | None = None
         self._found: dict[str, tuple[float, str]] = {}
 
     async def start(self) -> None:
@@ -70,32 +64,16 @@ class Dispatcher:
         await ensure_streams(self._transport)
         spec = dispatch_consumer(self._subjects, self._ack_wait)
         await self._transport.ensure_consumer(spec)
-        self._pull = self._transport.pull(TASKS, spec.name)
-        await self._pull.start()
-        self._loop = asyncio.get_running_loop().create_task(self._serve(self._pull), name="dispatcher")
+        self._serving = Serving(self._transport, spec, self._dispatch_all, "dispatcher")
+        await self._serving.start()
 
     async def stop(self) -> None:
         """Stop; what is on its way is routed by the next dispatcher."""
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
-        if self._pull is not None:
-            await self._pull.stop()
+        if self._serving is not None:
+            await self._serving.stop()
 
-    async def _serve(self, pull: PullConsumer) -> None:
-        while True:
-            try:
-                pull.ready.clear()
-                waiting = pull.received() or await pull.take(BATCH)
-                if waiting:
-                    await asyncio.gather(*(self._dispatch(delivery) for delivery in waiting))
-                    continue
-                pull.arm()
-            except BrokerError:
-                log.exception("the dispatcher cannot take tasks; trying again")
-                await asyncio.sleep(RETRY_DELAY)
-                continue
-            await pull.ready.wait()
+    async def _dispatch_all(self, waiting: list[Delivery]) -> None:
+        await asyncio.gather(*(self._dispatch(delivery) for delivery in waiting))
 
     async def _dispatch(self, delivery: Delivery) -> None:
         """The way of one task through the door."""

@@ -21,16 +21,11 @@ from agentmesh.ids import now
 from agentmesh.subjects import Subjects, token
 from agentmesh.tasks import dead, wire
 from agentmesh.tasks.layout import ACK_WAIT, SCHED, SCHEDULES, due_consumer, ensure, ensure_streams
+from agentmesh.tasks.serving import RETRY_DELAY, Serving
 from agentmesh.tasks.wire import ScheduleBody, TaskBody, decode_schedule, encode
-from agentmesh.transport import Delivery, PullConsumer, Transport
+from agentmesh.transport import Delivery, Transport
 
 log = logging.getLogger("agentmesh.tasks")
-
-BATCH = 64
-"""Due tasks moved at the same time."""
-
-RETRY_DELAY = 1.0
-"""Seconds until a due task is tried again whose queue is full."""
 
 _DEFINITION = frozenset(ScheduleBody.__struct_fields__) - frozenset(TaskBody.__struct_fields__)
 """Fields that say when, and are of no use to a worker."""
@@ -53,8 +48,7 @@ class Mover:
         self._transport = transport
         self._subjects = subjects
         self._ack_wait = ack_wait
-        self._pull: PullConsumer | None = None
-        self._loop: asyncio.Task[None] | None = None
+        self._serving: Serving | None = None
         self._newest = datetime.fromtimestamp(0, UTC)
         """The latest time on the broker's clock that we know to have passed."""
 
@@ -64,43 +58,27 @@ class Mover:
         await ensure(self._transport, SCHEDULES)
         spec = due_consumer(self._subjects, self._ack_wait)
         await self._transport.ensure_consumer(spec)
-        self._pull = self._transport.pull(SCHED, spec.name)
-        await self._pull.start()
-        self._loop = asyncio.get_running_loop().create_task(self._serve(self._pull), name="mover")
+        self._serving = Serving(self._transport, spec, self._move_all, "mover", on_trouble=self._make_again)
+        await self._serving.start()
 
     async def stop(self) -> None:
         """Stop; what is on its way is moved by the next mover."""
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
-        if self._pull is not None:
-            await self._pull.stop()
+        if self._serving is not None:
+            await self._serving.stop()
 
-    async def _serve(self, pull: PullConsumer) -> None:
-        while True:
-            try:
-                pull.ready.clear()
-                due = pull.received() or await pull.take(BATCH)
-                if due:
-                    await self._look_ahead(due)
-                    await asyncio.gather(*(self._move(delivery) for delivery in due))
-                    continue
-                pull.arm()
-            except BrokerError as error:
-                log.warning("the mover cannot take what is due; trying again: %s", error)
-                await asyncio.sleep(RETRY_DELAY)
-                if isinstance(error, ConsumerGoneError):
-                    await self._make_again()
-                continue
-            await pull.ready.wait()
+    async def _move_all(self, due: list[Delivery]) -> None:
+        await self._look_ahead(due)
+        await asyncio.gather(*(self._move(delivery) for delivery in due))
 
-    async def _make_again(self) -> None:
+    async def _make_again(self, error: BrokerError) -> None:
         """The stream was deleted: what was scheduled is gone, but not what will be."""
+        if not isinstance(error, ConsumerGoneError):
+            return
         try:
             await self._transport.ensure_stream(SCHEDULES)
             await self._transport.ensure_consumer(due_consumer(self._subjects, self._ack_wait))
-        except BrokerError as error:
-            log.warning("the stream of schedules cannot be made again: %s", error)
+        except BrokerError as problem:
+            log.warning("the stream of schedules cannot be made again: %s", problem)
 
     async def _look_ahead(self, due: Iterable[Delivery]) -> None:
         """Learn how far the broker's clock is, by what it stored last: our own clock may differ."""
