@@ -1,3 +1,3 @@
 """The version, kept equal to the one in pyproject.toml by a test."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
