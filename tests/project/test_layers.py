@@ -17,7 +17,7 @@ CORE = [
     {"ids", "ports", "subjects", "limits", "messages", "codec", "budgets", "context"},
     {"config", "runfile", "lifeline", "broker", "lane", "when"},
     {"transport", "mailbox"},
-    {"registry", "presence", "streaming", "streams", "memory", "tooling", "keyed", "tasks"},
+    {"registry", "presence", "streaming", "streams", "chat", "memory", "tooling", "keyed", "tasks"},
     {"lease", "happenings", "orders", "deathwatch", "refs", "client", "brokercheck"},
     {"agent"},
     {"supervisor", "crashes", "flight", "host", "local", "sync", "mesh", "node"},

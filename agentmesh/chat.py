@@ -1,0 +1,160 @@
+"""Chatting with agents: messages of a conversation in, parts of an answer out.
+
+An agent can be chatted with if it takes `Chat` (the whole conversation) or `Prompt` (one text):
+
+    class Echo(Agent):
+        @handler
+        async def on_chat(self, chat: Chat) -> AsyncIterator[ChatPart]:
+            for word in chat.messages[-1].content.split():
+                yield ChatPart(content=word + " ")
+
+    async for part in talk(mesh, "echo", [ChatMessage(role="user", content="Hello there")]):
+        print(part.content, end="")
+
+A `Turn` is the durable form: a task that answers the last message of a stored conversation into that conversation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agentmesh.errors import InvalidMessageError
+from agentmesh.messages import Prompt, Request, Task
+from agentmesh.registry import AgentInfo, discover
+
+if TYPE_CHECKING:
+    from agentmesh.client import Client
+
+RELAY = "conversations"
+"""The agent that answers turns for agents that take no `Turn` themselves: see `agentmesh.agents.chat`."""
+
+IDLE_TIMEOUT = 120.0
+"""Seconds without any part after which an answer is given up: a model may think for a while."""
+
+_KNOWN_FOR = 5.0
+"""Seconds for which it is remembered what an agent takes."""
+
+
+class ChatMessage(BaseModel):
+    """One message of a conversation, with the names of the OpenAI chat API."""
+
+    model_config = ConfigDict(frozen=True)
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = ""
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+
+class ChatPart(BaseModel):
+    """A piece of an answer as it is made."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: str = "text"
+    """`text`, `reasoning`, `tool_call`, `tool_result`, `citation`, `progress`, `data`; towards the end `usage` with
+    `prompt_tokens`, `completion_tokens` and `total_tokens`, and `finish` with `finish_reason` in `data`."""
+    content: str = ""
+    data: Any = None
+
+
+class Chat(Request[ChatPart]):
+    """A conversation that wants its next message."""
+
+    messages: list[ChatMessage]
+    conversation_id: str = ""
+    model: str = ""
+    """For agents that offer several; empty for the usual one."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """`temperature`, `max_tokens`, `tools`, `response_format` …, named as in the OpenAI chat API."""
+
+
+class Turn(Task[str], max_attempts=4, time_limit=3600.0):
+    """Answer the last user message of a stored conversation, into it. The result is the text of the answer.
+
+    The task's id is the `run_id`, so that whoever sees a run without an end can look up what became of it; the epoch
+    of the run is the attempt.
+    """
+
+    conversation_id: str
+    run_id: str
+    agent: str = ""
+    """Who is to answer; empty for the agent that gets the task."""
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+async def talk(
+    client: Client,
+    agent: str,
+    messages: Sequence[ChatMessage],
+    *,
+    conversation_id: str = "",
+    model: str = "",
+    params: dict[str, Any] | None = None,
+    timeout: float = IDLE_TIMEOUT,
+) -> AsyncGenerator[ChatPart, None]:
+    """The parts of an agent's answer. Leaving the loop stops the agent.
+
+    An agent that takes no `Chat` but a `Prompt` gets the text of the last user message.
+
+    Args:
+        client: A mesh.
+        agent: Who is to answer.
+        messages: The conversation so far, oldest first; not empty.
+        conversation_id: For agents that remember conversations.
+        model: For agents that offer several.
+        params: See `Chat.params`.
+        timeout: Seconds without any part after which the answer is given up.
+
+    Raises:
+        InvalidMessageError: Nothing to answer.
+        NoSuchAgentError: and the other errors of `Client.stream`.
+    """
+    if not messages:
+        raise InvalidMessageError("a conversation without messages cannot be answered")
+    if "Chat" in (taken := await takes(client, agent)) or "Prompt" not in taken:
+        chat = Chat(messages=list(messages), conversation_id=conversation_id, model=model, params=params or {})
+        async with aclosing(client.stream(agent, chat, timeout=timeout)) as parts:
+            async for part in parts:
+                yield part
+        return
+    async with aclosing(client.stream(agent, Prompt(text=_last_said(messages)), timeout=timeout)) as texts:
+        async for text in texts:
+            yield ChatPart(content=text)
+
+
+async def takes(client: Client, agent: str) -> frozenset[str]:
+    """Names of the messages that an agent takes, as of some seconds ago; none if it is not there."""
+    known: dict[str, tuple[float, frozenset[str]]]
+    known = client.transport.shared.setdefault(("chat", client.subjects.tenant), {})
+    until, taken = known.get(agent, (0.0, frozenset()))
+    if until < time.monotonic():
+        infos = await discover(client.transport, client.subjects, name=agent)
+        taken = frozenset(message.name for info in infos for message in info.messages)
+        if taken:  # one that is not there yet is looked for again
+            known[agent] = (time.monotonic() + _KNOWN_FOR, taken)
+    return taken
+
+
+async def chat_agents(client: Client) -> list[AgentInfo]:
+    """One replica of each agent that can be chatted with, by name."""
+    infos = await discover(client.transport, client.subjects)
+    return list({info.name: info for info in infos if can_chat(info)}.values())
+
+
+def can_chat(info: AgentInfo) -> bool:
+    """Whether the agent takes `Chat` or `Prompt`."""
+    return any(message.name in ("Chat", "Prompt") for message in info.messages)
+
+
+def _last_said(messages: Iterable[ChatMessage]) -> str:
+    said = [message.content for message in messages if message.role == "user"]
+    if not said:
+        raise InvalidMessageError("the conversation has no user message that could be answered")
+    return said[-1]
