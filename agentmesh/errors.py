@@ -24,6 +24,7 @@
     │   └── JetStreamError              any other refusal by JetStream, with its code
     ├── BudgetExceededError             a call tree used up what it was given
     ├── IdempotencyConflictError        the same idempotency key for something else
+    ├── CircuitOpenError                what is behind failed again and again: not tried for a while
     ├── DeliveryError                   an event or a request
     │   ├── NoRespondersError           nobody listens on the subject
     │   ├── NoSuchAgentError
@@ -390,6 +391,23 @@ class BudgetExceededError(AgentMeshError):
         units = {"depth": f"handler{s} in a row", "steps": f"step{s}", "seconds": f"second{s}"}
         unit = units.get(self.limit, self.limit)
         return f"the budget of {self.amount:g} {unit}{f' given by {self.owner}' if self.owner else ''} is used up"
+
+
+# ---------------------------------------------------------------- breakers
+
+
+class CircuitOpenError(AgentMeshError):
+    """Calls to it failed again and again lately; nothing was sent."""
+
+    def __init__(self, name: str, retry_after: float) -> None:
+        super().__init__(name, retry_after)
+        self.name = name
+        """What is behind the breaker: an agent, a model backend."""
+        self.retry_after = retry_after
+        """Seconds until it is tried again, at most."""
+
+    def __str__(self) -> str:
+        return f"{self.name!r} failed again and again lately and is not tried for {self.retry_after:.1f} s more"
 
 
 # ---------------------------------------------------------------- events and requests

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the inside out; a module may import its own layer and those before it.
 CORE = [
     {"errors", "version"},
-    {"ids", "ports", "subjects", "limits", "messages", "codec", "budgets", "context"},
+    {"ids", "ports", "subjects", "limits", "messages", "codec", "budgets", "context", "breaker"},
     {"config", "runfile", "lifeline", "broker", "lane", "when"},
     {"transport", "mailbox"},
     {"registry", "presence", "streaming", "streams", "chat", "memory", "tooling", "keyed", "tasks"},
