@@ -128,6 +128,7 @@ class Breaker:
 
     def _is_probe(self) -> bool:
         """Take one probe back. What was admitted before it opened comes too late to count, if no probe is under way."""
+        self._forget_silent_probes(self._clock())
         if not self._probes:
             return False
         self._probes.popleft()

@@ -41,6 +41,10 @@ class BreakerMachine(RuleBasedStateMachine):
             return "closed"
         return "open" if self.time - self.opened_at < COOLDOWN else "half-open"
 
+    def a_probe_ends(self) -> bool:
+        self.probes = [at for at in self.probes if self.time - at < COOLDOWN]
+        return self.opened_at is not None and bool(self.probes) and self.probes.pop(0) > 0
+
     def opens(self) -> None:
         self.opened_at, self.failures, self.probes, self.good = self.time, [], [], 0
 
@@ -67,8 +71,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def succeed(self) -> None:
         self.calls -= 1
         self.breaker.succeeded()
-        if self.opened_at is not None and self.probes:
-            self.probes.pop(0)
+        if self.a_probe_ends():
             self.good += 1
             if self.good == SUCCESSES:
                 self.opened_at, self.failures, self.probes = None, [], []
@@ -82,7 +85,7 @@ class BreakerMachine(RuleBasedStateMachine):
             self.failures = [at for at in self.failures if self.time - at < WINDOW] + [self.time]
             if len(self.failures) == FAILURES:
                 self.opens()
-        elif self.probes:
+        elif self.a_probe_ends():
             self.opens()
 
     @precondition(lambda self: self.calls > 0)
@@ -90,8 +93,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def drop(self) -> None:
         self.calls -= 1
         self.breaker.dropped()
-        if self.opened_at is not None and self.probes:
-            self.probes.pop(0)
+        self.a_probe_ends()
 
     @invariant()
     def state_is_the_models(self) -> None:
@@ -104,9 +106,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
 @pytest.mark.seed("A27")
 def test_the_breaker_does_what_its_model_does() -> None:
-    run_state_machine_as_test(
-        BreakerMachine, settings=settings(max_examples=100, stateful_step_count=40, deadline=None)
-    )
+    run_state_machine_as_test(BreakerMachine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
 
 
 @pytest.mark.seed("A27")
