@@ -68,6 +68,7 @@
     ├── ToolError                       a tool call
     │   ├── NoSuchToolError
     │   ├── ToolArgumentsError
+    │   ├── ToolNotAllowedError         … for this caller; nothing was run
     │   ├── ToolBusyError
     │   ├── ToolFailedError
     │   ├── ToolTimeoutError
@@ -927,6 +928,22 @@ class ToolArgumentsError(ToolError):
 
     def __str__(self) -> str:
         return f"tool {self.tool!r} was not run: {self.problem}"
+
+
+class ToolNotAllowedError(ToolError):
+    """The caller may not use this tool; nothing was run."""
+
+    def __init__(self, tool: str, caller: str = "", said_by: str = "") -> None:
+        super().__init__(tool, caller, said_by)
+        self.tool = tool
+        self.caller = caller
+        self.said_by = said_by
+        """`executor`: its settings refuse it; `caller`: the caller's own list does."""
+
+    def __str__(self) -> str:
+        who = f"agent {self.caller!r}" if self.caller else "a caller without a name"
+        where = "it is not in its list of tools" if self.said_by == "caller" else "[tools] allow does not let it"
+        return f"{who} may not call tool {self.tool!r}: {where}"
 
 
 class ToolBusyError(ToolError):

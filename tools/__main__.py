@@ -35,7 +35,12 @@ async def serve(options: TransportOptions, tools: Sequence[Tool[..., Any]], give
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with await Transport.connect(options, jetstream=False) as transport:
         executor = ToolExecutor(
-            transport, Subjects(given.tenant), tools, concurrency=given.concurrency, max_waiting=given.max_waiting
+            transport,
+            Subjects(given.tenant),
+            tools,
+            concurrency=given.concurrency,
+            max_waiting=given.max_waiting,
+            allow=_allowed(given.allow),
         )
         await executor.start()
         try:
@@ -75,10 +80,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--tenant", default="default", help="whose agents may call (default: %(default)s)")
     add("--concurrency", type=int, metavar="N", help="calls at the same time (default: one per CPU)")
     add("--max-waiting", type=int, default=256, metavar="N", help="calls that may wait (default: %(default)s)")
+    about = "what an agent may call, such as helper=search,read_*; may be repeated, * is everybody else"
+    add("--allow", action="append", default=[], metavar="AGENT=TOOLS", help=about)
     add("--grace", type=float, default=GRACE, metavar="S", help="seconds for running calls (default: %(default)s)")
     about = "a setting of every tool that has it, such as root=/srv/docs or commands='[\"git\"]'; may be repeated"
     add("--set", action="append", default=[], metavar="NAME=VALUE", help=about)
     return parser
+
+
+def _allowed(pairs: Sequence[str]) -> dict[str, list[str]] | None:
+    """None: there are no rules."""
+    rules: dict[str, list[str]] = {}
+    for pair in pairs:
+        agent, equals, tools = pair.partition("=")
+        if not equals or not agent:
+            raise ConfigError("--allow", f"{pair!r} is not AGENT=TOOL,TOOL")
+        rules.setdefault(agent, []).extend(name.strip() for name in tools.split(",") if name.strip())
+    return rules if pairs else None
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +26,7 @@ from agentmesh.errors import (
     ToolCancelledError,
     ToolFailedError,
     ToolLimitError,
+    ToolNotAllowedError,
     ToolTimeoutError,
     error_to_wire,
 )
@@ -41,6 +42,7 @@ from agentmesh.tooling import (
     ToolClient,
     ToolListing,
     ToolRequest,
+    permits,
 )
 from agentmesh.tools.remembering import Memory
 from agentmesh.tools.runners import Runners
@@ -72,6 +74,8 @@ class ToolExecutor:
         tools: What to serve.
         concurrency: Calls that run at the same time; None: one for each CPU, at least 2.
         max_waiting: Calls that may wait for their turn; one more is refused at once with ToolBusyError.
+        allow: Which tools an agent may call, by its name: names of tools, or patterns such as `read_*`. `*` is
+            everybody who is not named; without it they may call nothing. None: everybody may call everything.
 
     Raises:
         DefinitionError: Two tools have the same name.
@@ -85,7 +89,9 @@ class ToolExecutor:
         *,
         concurrency: int | None = None,
         max_waiting: int = 256,
+        allow: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        self._allow = None if allow is None else dict(allow)
         self.id = new_id()
         self.tools: dict[str, Tool[..., Any]] = {}
         for tool in tools:
@@ -185,6 +191,20 @@ class ToolExecutor:
             raise InvalidMessageError(f"a call with the id {request.call_id!r} is running")
         if len(self._calls) >= self._capacity:
             raise ToolBusyError(request.tool, self._capacity)
+        self._check_caller(request)
+
+    def _check_caller(self, request: ToolRequest) -> None:
+        """What a caller may use is decided here, by lists that no argument of the call can change."""
+        caller = request.source_agent_id
+        said_by = ""
+        if request.allow is not None and not permits(request.allow, request.tool):
+            said_by = "caller"
+        elif self._allow is not None and not permits(self._allow.get(caller, self._allow.get("*", ())), request.tool):
+            said_by = "executor"
+        if said_by:
+            error = ToolNotAllowedError(request.tool, caller, said_by)
+            log.warning("a call was refused: %s", error)
+            raise error
 
     def _on_cancel(self, message: Message) -> None:
         try:

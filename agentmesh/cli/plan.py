@@ -54,7 +54,12 @@ def make_plan(settings: Settings, targets: Sequence[str] = (), *, only: Iterable
         agents=tuple(agents),
         groups=tuple(group for group in groups if group.agents),
         nodes=settings.node.count or default_nodes(),
-        tools=ToolsPlan(tuple(settings.tools.targets), settings.tools.executors, settings.tools.settings),
+        tools=ToolsPlan(
+            tuple(settings.tools.targets),
+            settings.tools.executors,
+            settings.tools.settings,
+            {agent: tuple(tools) for agent, tools in settings.tools.allow.items()},
+        ),
         memory=MemoryPlan(
             settings.memory.enabled, settings.path(settings.memory.path) if settings.memory.path else None
         ),

@@ -10,7 +10,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from agentmesh.config.values import AgentName, Duration, ModuleTarget, Overflow, Size, Target, Tenant
+from agentmesh.config.values import (
+    AgentName,
+    Caller,
+    Duration,
+    ModuleTarget,
+    Overflow,
+    Size,
+    Target,
+    Tenant,
+    ToolPattern,
+)
 from agentmesh.errors import DefinitionError, InvalidNameError, InvalidScheduleError
 from agentmesh.limits import Limit
 from agentmesh.when import repeating
@@ -254,6 +264,10 @@ class ToolSettings(Table):
 
     settings: dict[str, Any] = {}
     """What the tools leave to whoever serves them, such as the built-in ones' `root` and `commands`."""
+
+    allow: dict[Caller, list[ToolPattern]] = {}
+    """The tools an agent may call, such as `{helper = ["search", "read_*"]}`; `"*"` is everybody else. Once one agent
+    is named, who is not may call nothing. Empty: everybody may call everything."""
 
 
 class LedgerSettings(Table):

@@ -15,6 +15,7 @@ _DURATION = re.compile(rf"{_NUMBER}|(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)
 _UNITS = (3600.0, 60.0, 1.0, 0.001)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?B)?", re.IGNORECASE)
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_TOOLS = re.compile(r"[A-Za-z0-9_*?-]+")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*)?")
 
 
@@ -71,6 +72,16 @@ def _checked_tenant(value: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _checked_tools(value: str) -> str:
+    if _TOOLS.fullmatch(value) is None:
+        raise ValueError("expected the name of a tool, or a pattern such as 'read_*'")
+    return value
+
+
+def _checked_caller(value: str) -> str:
+    return value if value == "*" else _checked_agent(value)
+
+
 def _checked_agent(value: str) -> str:
     try:
         return token("agent", value)
@@ -83,5 +94,7 @@ Size = Annotated[int, BeforeValidator(parse_size)]
 Target = Annotated[str, AfterValidator(_checked_target)]
 ModuleTarget = Annotated[str, AfterValidator(_checked_module)]
 AgentName = Annotated[str, AfterValidator(_checked_agent)]
+Caller = Annotated[str, AfterValidator(_checked_caller)]
+ToolPattern = Annotated[str, AfterValidator(_checked_tools)]
 Tenant = Annotated[str, AfterValidator(_checked_tenant)]
 Overflow = Literal["reject", "drop_oldest", "block"]

@@ -13,6 +13,7 @@ from agentmesh.tooling.wire import (
     ToolListing,
     ToolReply,
     ToolRequest,
+    permits,
 )
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "ToolReply",
     "ToolRequest",
     "encode_arguments",
+    "permits",
     "tool",
 ]

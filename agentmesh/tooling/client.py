@@ -37,6 +37,7 @@ from agentmesh.tooling.wire import (
     ToolListing,
     ToolReply,
     ToolRequest,
+    permits,
 )
 
 if TYPE_CHECKING:
@@ -54,12 +55,27 @@ class ToolClient:
         transport: The connection, shared.
         subjects: The tenant's subjects.
         identity: The caller's name, when it is not called from a handler.
+        allow: See `only`.
     """
 
-    def __init__(self, transport: Transport, subjects: Subjects, identity: str = "") -> None:
+    def __init__(
+        self, transport: Transport, subjects: Subjects, identity: str = "", *, allow: Sequence[str] | None = None
+    ) -> None:
         self._transport = transport
         self._subjects = subjects
         self._identity = identity
+        self._allow = None if allow is None else list(allow)
+
+    def only(self, tools: Sequence[str]) -> ToolClient:
+        """The same, for no other tools than these: the list goes with each call, and the executor refuses the rest.
+
+        For code that calls what somebody else names, such as a model. A list can be narrowed and not widened.
+
+        Args:
+            tools: Names, or patterns such as `read_*`.
+        """
+        narrower = [name for name in tools if self._allow is None or permits(self._allow, name)]
+        return ToolClient(self._transport, self._subjects, self._identity, allow=narrower)
 
     @overload
     async def call(
@@ -139,6 +155,7 @@ class ToolClient:
 
         Raises:
             NoSuchToolError: No executor serves it; names near misses.
+            ToolNotAllowedError: This caller may not use it; nothing was run.
             ToolArgumentsError: The arguments do not fit; nothing was run.
             ToolFailedError: It raised, or its process died.
             ToolTimeoutError: It was ended, or nobody answered in time.
@@ -167,6 +184,7 @@ class ToolClient:
             source_agent_id=context.agent if context else self._identity,
             schema_version=SCHEMA_VERSION,
             key=key or "",
+            allow=self._allow,
         )
         if context is not None and context.attempt is not None:
             await _sign(request, context.attempt, tool)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
@@ -63,6 +65,13 @@ class ToolRequest(msgspec.Struct, omit_defaults=True):
     """The task whose handler calls."""
     fence: int = 0
     """Of the attempt that calls; a call of an attempt that was replaced is refused."""
+    allow: list[str] | None = None
+    """The only tools this caller may use, as patterns such as `read_*`; see `ToolClient.only`. None: any."""
+
+
+def permits(patterns: Iterable[str], tool: str) -> bool:
+    """Whether a list of names and patterns has room for a tool."""
+    return any(fnmatchcase(tool, pattern) for pattern in patterns)
 
 
 class ToolReply(msgspec.Struct, omit_defaults=True):

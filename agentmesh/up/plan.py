@@ -119,6 +119,8 @@ class ToolsPlan:
     """Processes; none are started without targets."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Values for the settings of the tools, by name; plain data."""
+    allow: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The tools that an agent may call, by its name; `*`: everybody else. Empty: no rules."""
 
 
 @dataclass(frozen=True)
