@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 
 from agentmesh.agent import Agent, handler
 from agentmesh.client import Client
@@ -12,6 +13,9 @@ from agentmesh.messages import Event, Request, Task
 
 Measured = tuple[int, float, list[float]]
 """How many, in how many seconds, and the seconds of each."""
+
+_ANSWER = 1_000
+"""Chunks of a long answer."""
 
 _BURST = 256
 """Events sent before waiting until they are handled; well under a mailbox."""
@@ -35,6 +39,13 @@ class EchoTask(Task[str]):
     text: str
 
 
+class Words(Request[str]):
+    """Wants its text back so many times, as a stream."""
+
+    text: str
+    count: int
+
+
 class Bench(Agent):
     """Does as little as possible, so that the way to it is what is measured."""
 
@@ -48,6 +59,11 @@ class Bench(Agent):
     @handler
     async def echo(self, message: Echo) -> str:
         return message.text
+
+    @handler
+    async def words(self, message: Words) -> AsyncIterator[str]:
+        for _ in range(message.count):
+            yield message.text
 
     @handler
     async def work(self, task: EchoTask) -> str:
@@ -75,6 +91,23 @@ class Measures:
     async def ask(self, callers: int) -> Measured:
         """Requests by callers who wait for each answer."""
         return await self._repeat(lambda: self._ref.ask(Echo(text=self._text)), callers)
+
+    async def first_chunk(self) -> Measured:
+        """Streaming answers of one chunk, one after the other: the time until it is there."""
+
+        async def one() -> None:
+            async with aclosing(self._ref.stream(Words(text=self._text, count=1))) as chunks:
+                await anext(chunks)
+
+        return await self._repeat(one, 1)
+
+    async def chunks(self) -> Measured:
+        """Chunks of long answers."""
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < self._seconds:
+            async for _ in self._ref.stream(Words(text=self._text, count=_ANSWER)):
+                count += 1
+        return count, time.perf_counter() - start, []
 
     async def task(self, callers: int) -> Measured:
         """Tasks by callers who wait for each result."""

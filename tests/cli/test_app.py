@@ -136,6 +136,9 @@ async def test_a_wrong_timeout_ends_with_2(alone: Cli) -> None:
         ("init", "1a"),
         ("init", "x", "--name", "Not-A-Package"),
         ("bench", "--duration", "soon"),
+        ("bench", "--pattern", "shout"),
+        ("bench", "--assert", "p95"),
+        ("bench", "--assert", "p95<soon"),
     ],
 )
 async def test_what_cannot_be_meant_ends_with_2_before_anything_is_done(alone: Cli, arguments: tuple[str, ...]) -> None:
