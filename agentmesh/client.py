@@ -43,6 +43,7 @@ from agentmesh.streaming import WINDOW, StreamReader
 from agentmesh.subjects import Subjects, token
 from agentmesh.tasks import Batch, Job, Schedule, Schedules, TaskClient
 from agentmesh.tasks.keys import Keys, checked
+from agentmesh.tasks.layout import use_scheme
 from agentmesh.tasks.spending import charge
 from agentmesh.tasks.use import Limits
 from agentmesh.tooling import ToolClient
@@ -86,6 +87,7 @@ class Client:
         self.transport = transport
         self.subjects = subjects
         self.identity = identity
+        use_scheme(transport, subjects)
         self.tasks = TaskClient(transport, subjects)
         self.tools = ToolClient(transport, subjects, identity)
         self.on_undelivered: Callable[[Undelivered], None] | None = None

@@ -28,6 +28,7 @@ from agentmesh.ids import new_id
 from agentmesh.local import LocalServices
 from agentmesh.refs import AgentRef
 from agentmesh.subjects import Subjects, token
+from agentmesh.tasks.layout import use_scheme
 from agentmesh.transport import Transport, TransportOptions
 
 if TYPE_CHECKING:
@@ -298,6 +299,7 @@ async def _connect(options: ConnectOptions) -> Mesh:
             settings = replace(settings, name=options.name)
         transport = await Transport.connect(settings)
         begun.push_async_callback(transport.close)
+        use_scheme(transport, subjects)
         if local is not None:
             begun.push_async_callback(local.stop_services)
             await local.start_services(transport, subjects)

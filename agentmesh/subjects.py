@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 from agentmesh.errors import InvalidNameError
 
@@ -82,33 +83,75 @@ def memory_tenant(subject: str) -> str:
 
 @dataclass(frozen=True)
 class Subjects:
-    """Subjects and queue groups of one tenant. Subclass it and pass it to `connect` to use a scheme of your own."""
+    """Subjects and queue groups of one tenant. Subclass it and pass it to `connect` to use a scheme of your own.
+
+        class Ours(Subjects):
+            def name(self, component: str, operation: str, tenant: str) -> str:
+                return f"custom.{component}.{operation}.{tenant}"
+
+            def mailbox_group(self, agent: str) -> str:
+                return f"custom.{agent}.group"
+
+    Streams capture what the scheme names, so a broker account holds streams of one scheme only; another one is refused
+    with an error.
+    """
 
     tenant: str = "default"
 
     def __post_init__(self) -> None:
         token("tenant", self.tenant)
 
+    def name(self, component: str, operation: str, tenant: str) -> str:
+        """`ai.{component}.{operation}.{tenant}`, what every subject of the tenant starts with; may be overridden.
+
+        The tenant is one token and stands before whatever is added behind; streams ask for it with `*` in its place.
+        """
+        if component == "stream":
+            return f"ai.stream.{tenant}" if operation == "log" else f"ai.stream.{operation}.{tenant}"
+        return f"ai.{component}.{operation}.{tenant}"
+
+    def at(self, component: str, operation: str) -> str:
+        """What the subjects of one operation of this tenant start with."""
+        return self.name(component, operation, self.tenant)
+
+    @cached_property
+    def _mailboxes(self) -> str:
+        return f"{self.at('agent', 'message')}."  # made once: every tell and ask needs it
+
+    def renamed(self, standard: str) -> str:
+        """A pattern of the standard scheme in this one: `ai.agent.tasks.*.*.*` -> `custom.agent.tasks.*.*.*`."""
+        tokens = standard.split(".")
+        if tokens[0] != "ai":
+            return standard
+        logged = tokens[1] == "stream" and tokens[2] != "live"
+        operation, (tenant, *rest) = ("log", tokens[2:]) if logged else (tokens[2], tokens[3:])
+        return ".".join((self.name(tokens[1], operation, tenant), *rest))
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether subjects are named as the table above says."""
+        return type(self).name is Subjects.name
+
     # -- events and requests
     def mailbox(self, agent: str) -> str:
-        return f"ai.agent.message.{self.tenant}.{token('agent', agent)}"
+        return f"{self._mailboxes}{token('agent', agent)}"
 
     def mailbox_group(self, agent: str) -> str:
         return f"agent.{token('agent', agent)}"
 
     def message_door(self) -> str:
-        return f"ai.agent.message.{self.tenant}"
+        return self.at("agent", "message")
 
     def topic(self, topic: str) -> str:
         if not isinstance(topic, str) or _TOPIC.fullmatch(topic) is None:
             raise InvalidNameError("topic", str(topic))
-        return f"ai.agent.topic.{self.tenant}.{topic}"
+        return f"{self.at('agent', 'topic')}.{topic}"
 
     def topic_pattern(self, pattern: str) -> str:
         """Like `topic`, and `*` (one token) and a final `>` (the rest) are allowed: for subscribing only."""
         if not isinstance(pattern, str) or _TOPIC_PATTERN.fullmatch(pattern) is None:
             raise InvalidNameError("topic pattern", str(pattern))
-        return f"ai.agent.topic.{self.tenant}.{pattern}"
+        return f"{self.at('agent', 'topic')}.{pattern}"
 
     def topic_matches(self, pattern: str, subject: str) -> bool:
         """Whether what was published on `subject` is what `topic_pattern(pattern)` subscribes to."""
@@ -120,80 +163,80 @@ class Subjects:
         return len(wanted) == len(got) and all(w in ("*", g) for w, g in zip(wanted, got, strict=True))
 
     def durable_mailbox(self, agent: str) -> str:
-        return f"ai.agent.mailbox.{self.tenant}.{token('agent', agent)}"
+        return f"{self.at('agent', 'mailbox')}.{token('agent', agent)}"
 
     # -- tasks
     def task_door(self) -> str:
-        return f"ai.agent.tasks.{self.tenant}"
+        return self.at("agent", "tasks")
 
     def tasks(self, agent: str, priority: str) -> str:
         if priority not in PRIORITIES:
             raise InvalidNameError("priority", str(priority))
-        return f"ai.agent.tasks.{self.tenant}.{token('agent', agent)}.{priority}"
+        return f"{self.at('agent', 'tasks')}.{token('agent', agent)}.{priority}"
 
     def all_tasks(self) -> tuple[str, str]:
         """Where tasks of the tenant wait: the queues of all agents, and the door."""
-        return f"ai.agent.tasks.{self.tenant}.*.*", self.task_door()
+        return f"{self.at('agent', 'tasks')}.*.*", self.task_door()
 
     def schedule(self, schedule_id: str) -> str:
-        return f"ai.agent.sched.{self.tenant}.{token('schedule id', schedule_id)}"
+        return f"{self.at('agent', 'sched')}.{token('schedule id', schedule_id)}"
 
     def all_schedules(self) -> str:
-        return f"ai.agent.sched.{self.tenant}.*"
+        return f"{self.at('agent', 'sched')}.*"
 
     def due(self) -> str:
         """Where the schedules of the tenant fire."""
-        return f"ai.agent.due.{self.tenant}"
+        return self.at("agent", "due")
 
     def result(self, task_id: str) -> str:
-        return f"ai.agent.results.{self.tenant}.{token('task id', task_id)}"
+        return f"{self.at('agent', 'results')}.{token('task id', task_id)}"
 
     def results(self) -> str:
         """Where every stored result of the tenant is republished, with its own subject in `Nats-Subject`."""
-        return f"ai.agent.results.{self.tenant}"
+        return self.at("agent", "results")
 
     def all_results(self) -> str:
-        return f"ai.agent.results.{self.tenant}.*"
+        return f"{self.at('agent', 'results')}.*"
 
     def dead(self, task_id: str) -> str:
-        return f"ai.agent.dead.{self.tenant}.{token('task id', task_id)}"
+        return f"{self.at('agent', 'dead')}.{token('task id', task_id)}"
 
     def all_dead(self) -> str:
-        return f"ai.agent.dead.{self.tenant}.*"
+        return f"{self.at('agent', 'dead')}.*"
 
     # -- what happened
     def happening(self, kind: str, name: str) -> str:
-        return f"ai.agent.events.{self.tenant}.{token('kind', kind)}.{token('name', name)}"
+        return f"{self.at('agent', 'events')}.{token('kind', kind)}.{token('name', name)}"
 
     def happenings(self, kind: str = "", name: str = "") -> str:
         """For reading and subscribing: all, or those of one kind, of one name, or both."""
         chosen = (token("kind", kind) if kind else "*", token("name", name) if name else "*")
-        return f"ai.agent.events.{self.tenant}.{chosen[0]}.{chosen[1]}"
+        return f"{self.at('agent', 'events')}.{chosen[0]}.{chosen[1]}"
 
     # -- call trees and idempotency
     def once(self, digest: str) -> str:
-        return f"ai.agent.once.{self.tenant}.{token('key digest', digest)}"
+        return f"{self.at('agent', 'once')}.{token('key digest', digest)}"
 
     def attempts(self, task_id: str) -> str:
-        return f"ai.agent.attempts.{self.tenant}.{token('task id', task_id)}"
+        return f"{self.at('agent', 'attempts')}.{token('task id', task_id)}"
 
     def budget(self, tree_id: str) -> str:
-        return f"ai.agent.budget.{self.tenant}.{token('call tree', tree_id)}"
+        return f"{self.at('agent', 'budget')}.{token('call tree', tree_id)}"
 
     # -- replayable streams
     def stream(self, stream_id: str) -> str:
-        return f"ai.stream.{self.tenant}.{token('stream id', stream_id)}"
+        return f"{self.at('stream', 'log')}.{token('stream id', stream_id)}"
 
     def live_stream(self, stream_id: str) -> str:
         """Where stored messages of the stream are republished, with `Nats-Sequence` and `Nats-Last-Sequence`."""
-        return f"ai.stream.live.{self.tenant}.{token('stream id', stream_id)}"
+        return f"{self.at('stream', 'live')}.{token('stream id', stream_id)}"
 
     # -- control
     def control(self, what: str) -> str:
-        return f"ai.agent.control.{self.tenant}.{token('control', what)}"
+        return f"{self.at('agent', 'control')}.{token('control', what)}"
 
     def node_control(self, node: str) -> str:
-        return f"ai.agent.control.{self.tenant}.node.{token('node', node)}"
+        return f"{self.at('agent', 'control')}.node.{token('node', node)}"
 
     # -- standing orders
     def order(self, kind: str, name: str) -> str:
@@ -226,20 +269,20 @@ class Subjects:
 
     # -- services
     def memory(self, op: str) -> str:
-        return f"ai.agent.memory.{self.tenant}.{token('memory operation', op)}"
+        return f"{self.at('agent', 'memory')}.{token('memory operation', op)}"
 
     def memory_pattern(self) -> str:
         """Every operation: for subscribing only."""
-        return f"ai.agent.memory.{self.tenant}.*"
+        return f"{self.at('agent', 'memory')}.*"
 
     def memory_door(self) -> str:
-        return f"ai.agent.memory.{self.tenant}"
+        return self.at("agent", "memory")
 
     def tool(self, tool: str) -> str:
-        return f"ai.agent.tools.{self.tenant}.{token('tool', tool)}"
+        return f"{self.at('agent', 'tools')}.{token('tool', tool)}"
 
     def tool_door(self) -> str:
-        return f"ai.agent.tools.{self.tenant}"
+        return self.at("agent", "tools")
 
     def tool_group(self) -> str:
         return "tool.executors"

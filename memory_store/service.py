@@ -29,7 +29,8 @@ from agentmesh.errors import (
 from agentmesh.lane import Outcome
 from agentmesh.memory import MemoryRequest
 from agentmesh.memory_store.store import OPERATIONS, Store
-from agentmesh.subjects import MEMORY_OF_EVERY_TENANT, Subjects, memory_tenant
+from agentmesh.subjects import MEMORY_OF_EVERY_TENANT, memory_tenant
+from agentmesh.tasks.layout import subjects_on
 from agentmesh.transport import Endpoint, Message, Service, Subscription, Transport
 from agentmesh.version import __version__
 
@@ -68,7 +69,7 @@ class MemoryService:
     def __init__(self, transport: Transport, path: Path | str, *, tenants: Iterable[str] = ()) -> None:
         self.store = Store(path)
         self._transport = transport
-        self._subjects = [Subjects(tenant) for tenant in dict.fromkeys(tenants)]
+        self._subjects = [subjects_on(transport, tenant) for tenant in dict.fromkeys(tenants)]
         self._subscriptions: list[Subscription] = []
         self._answers: deque[tuple[Call, bytes]] = deque()
         self._unanswered = 0

@@ -6,6 +6,7 @@ agent and priority when a worker starts; a submitter needs none, because a work 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from weakref import WeakKeyDictionary, WeakSet
 
 from agentmesh.subjects import Subjects
@@ -189,6 +190,30 @@ _ensured: WeakSet[Transport] = WeakSet()
 _ensured_one: WeakKeyDictionary[Transport, set[str]] = WeakKeyDictionary()
 
 
+_SCHEME = ("scheme", "")
+
+
+def use_scheme(transport: Transport, subjects: Subjects) -> None:
+    """Have the streams of this connection capture what `subjects` names, if that is a scheme of its own."""
+    if not subjects.is_standard:
+        transport.shared.setdefault(_SCHEME, subjects)
+
+
+def subjects_on(transport: Transport, tenant: str) -> Subjects:
+    """The subjects of a tenant in the scheme of the connection."""
+    scheme: Subjects = transport.shared.get(_SCHEME) or Subjects()
+    return replace(scheme, tenant=tenant)
+
+
+def named(transport: Transport, spec: StreamSpec) -> StreamSpec:
+    """The stream under the names that this connection uses."""
+    scheme: Subjects | None = transport.shared.get(_SCHEME)
+    if scheme is None:
+        return spec
+    again = None if spec.republish is None else (scheme.renamed(spec.republish[0]), scheme.renamed(spec.republish[1]))
+    return replace(spec, subjects=tuple(map(scheme.renamed, spec.subjects)), republish=again)
+
+
 async def ensure_streams(
     transport: Transport, queue_limit: int | None = None, mailbox_limit: int | None = None
 ) -> None:
@@ -202,7 +227,7 @@ async def ensure_streams(
     """
     if transport not in _ensured:
         for spec in SPECS:
-            await transport.ensure_stream(spec)
+            await transport.ensure_stream(named(transport, spec))
         _ensured.add(transport)
     if queue_limit is not None:
         await transport.edit_stream(TASKS, max_msgs_per_subject=queue_limit)
@@ -214,7 +239,7 @@ async def ensure(transport: Transport, spec: StreamSpec) -> None:
     """Make a stream that is not needed by everybody, or check it; once per connection."""
     done = _ensured_one.setdefault(transport, set())
     if spec.name not in done:
-        await transport.ensure_stream(spec)
+        await transport.ensure_stream(named(transport, spec))
         done.add(spec.name)
 
 

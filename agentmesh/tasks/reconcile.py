@@ -23,7 +23,7 @@ from agentmesh.errors import (
 )
 from agentmesh.ids import new_id
 from agentmesh.tasks import slot
-from agentmesh.tasks.layout import RESULTS, SCHEDULES, SPECS, TASKS
+from agentmesh.tasks.layout import RESULTS, SCHEDULES, SPECS, TASKS, named
 from agentmesh.tasks.ledger import Entry, Ledger
 from agentmesh.tasks.wire import ResultBody, decode_task
 from agentmesh.transport import StoredMessage
@@ -154,7 +154,7 @@ class Reconciler:
         for name in (TASKS, RESULTS):
             if await self._transport.stream_info(name) is None:
                 for spec in SPECS:
-                    await self._transport.ensure_stream(spec)
+                    await self._transport.ensure_stream(named(self._transport, spec))
 
     async def _undecided(self, entries: list[Entry], done: Reconciled) -> list[Entry]:
         left = []
