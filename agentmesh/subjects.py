@@ -26,6 +26,10 @@ RPC subjects and stream subjects never overlap: a stream that captures an RPC su
 | $KV.mesh_limit.T.<limit>.<key>         | use of a limit (stream `KV_mesh_limit`)                         | KV      |
 | ai.agent.memory.T[.<op>]               | memory service                                                 |         |
 | ai.agent.tools.T[.<tool>]              | tool executors                                                 |         |
+| svc.ai.llm.v1.infer                    | door to the LLM gateway: protobuf, or JSON of the same shape    |         |
+| svc.ai.llm.v1.infer.T                  | … of a tenant                                                   |         |
+| ai.gateway.requests.T                  | door to the LLM gateway: JSON; one answer, or a job             |         |
+| ai.gateway.responses.T                 | copies of the answers, off unless asked for                     |         |
 """
 
 from __future__ import annotations
@@ -286,6 +290,27 @@ class Subjects:
 
     def tool_group(self) -> str:
         return "tool.executors"
+
+    # -- doors to the LLM gateway
+    def infer(self) -> str:
+        """The door of the seeds, which names no tenant: in an account of several tenants one of them serves it."""
+        return "svc.ai.llm.v1.infer"
+
+    def tenant_infer(self) -> str:
+        """The same door, of this tenant."""
+        return f"svc.ai.llm.v1.infer.{self.tenant}"
+
+    def infer_group(self) -> str:
+        return "q.ai.llm.infer"
+
+    def gateway_requests(self) -> str:
+        return f"ai.gateway.requests.{self.tenant}"
+
+    def gateway_group(self) -> str:
+        return "gateway.workers"
+
+    def gateway_responses(self) -> str:
+        return f"ai.gateway.responses.{self.tenant}"
 
     # -- consumer names ('~' is not in the token alphabet, so joined names never collide)
     def task_consumer(self, agent: str, priority: str) -> str:

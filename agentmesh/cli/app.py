@@ -45,6 +45,7 @@ COMMANDS = {
     "doctor": "doctor",
     "bench": "bench",
     "chaos": "chaos",
+    "proto": "proto",
     "version": "version",
 }
 """Command and the module of `agentmesh.cli` that holds it, in the order of the help."""

@@ -16,7 +16,7 @@ CORE = [
     {"errors", "version"},
     {"ids", "ports", "subjects", "limits", "messages", "codec", "budgets", "context", "breaker"},
     {"config", "runfile", "lifeline", "broker", "lane", "when"},
-    {"transport", "mailbox"},
+    {"transport", "mailbox", "proto"},
     {"registry", "presence", "streaming", "streams", "chat", "memory", "tooling", "keyed", "tasks"},
     {"lease", "happenings", "orders", "deathwatch", "refs", "client", "brokercheck"},
     {"agent"},
@@ -32,6 +32,7 @@ OWNERS = {
     "nats": "agentmesh/transport/",
     "cloudpickle": "tools/",
     "aiosqlite": "agentmesh/lane.py",
+    "google": "agentmesh/proto/",
     "typer": "agentmesh/cli/",
     "watchfiles": "agentmesh/up/",
 }
