@@ -82,6 +82,7 @@
     │   ├── StoreUnavailableError       no memory service answers
     │   ├── StoreLockedError            another process has the file open
     │   └── StoreVersionError           the file was written by a newer agentmesh
+    ├── ModelError                      a language model, or the way to it; its code says what kind
     ├── SupervisionError                a process or agent tree
     │   ├── RestartIntensityError
     │   └── AlreadyRunningError
@@ -1123,6 +1124,35 @@ class StoreVersionError(StoreError):
             f"{self.path} has schema version {self.found}, this agentmesh knows up to {self.supported}; "
             "upgrade agentmesh-nats to open it"
         )
+
+
+# ---------------------------------------------------------------- models
+
+
+class ModelError(AgentMeshError):
+    """A language model gave no answer, or no whole one; `code` says why, by the names of `agents.llm.ErrorCode`."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        backend: str = "",
+        retry_after: float = 0.0,
+        details: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(code, message, backend, retry_after, dict(details or {}))
+        self.code = code
+        self.message = message
+        self.backend = backend
+        """Which of the configured models; empty if it is about the request."""
+        self.retry_after = retry_after
+        """Seconds until it may be tried again; 0: nobody knows."""
+        self.details = dict(details or {})
+
+    def __str__(self) -> str:
+        where = f"model {self.backend!r}: " if self.backend else ""
+        again = f"; try again in {self.retry_after:.3g} s" if self.retry_after > 0 else ""
+        return f"{where}{self.message} ({self.code}){again}"
 
 
 # ---------------------------------------------------------------- supervision

@@ -22,7 +22,9 @@ from agentmesh.up.plan import (
 )
 
 
-def make_plan(settings: Settings, targets: Sequence[str] = (), *, only: Iterable[str] = ()) -> UpPlan:
+def make_plan(
+    settings: Settings, targets: Sequence[str] = (), *, only: Iterable[str] = (), ready_made: bool = False
+) -> UpPlan:
     """The plan that the settings describe.
 
     Args:
@@ -30,6 +32,7 @@ def make_plan(settings: Settings, targets: Sequence[str] = (), *, only: Iterable
         targets: Classes as `module:Class` to run instead of the agents of the settings; one that the settings have an
             agent for runs as it is described there.
         only: Names of agents; the others are left out.
+        ready_made: With the agents that come with agentmesh, such as `llm`, as far as the settings want them.
 
     Raises:
         UsageError: `only` names an agent that is not there.
@@ -38,6 +41,8 @@ def make_plan(settings: Settings, targets: Sequence[str] = (), *, only: Iterable
     agents = [_agent(name, agent, settings) for name, agent in settings.agents.items()]
     if targets:
         agents = [agent for target in targets for agent in _targeted(target, agents)]
+    if ready_made:
+        agents += [agent for agent in _ready_made(settings) if agent.name not in {one.name for one in agents}]
     wanted = list(only)
     for name in wanted:
         _known(f"--only {name}", name, agents)
@@ -129,6 +134,20 @@ def _agent(name: str, agent: AgentSettings, settings: Settings) -> AgentPlan:
         significant=agent.significant,
     )
     return plan if mailbox is None else replace(plan, mailbox_size=mailbox.size, overflow=mailbox.overflow)
+
+
+def _ready_made(settings: Settings) -> Iterator[AgentPlan]:
+    """Agents that run unless the settings say otherwise, or have agents of these names."""
+    if settings.llm.enabled and "llm" not in settings.agents:
+        yield AgentPlan(
+            "llm",
+            "agentmesh.agents.llm:LLMGateway",
+            replicas=settings.llm.replicas,
+            kwargs={
+                "models": {name: model.model_dump(exclude_unset=True) for name, model in settings.models.items()},
+                "llm": settings.llm.model_dump(exclude_unset=True),
+            },
+        )
 
 
 def _schedules(settings: Settings) -> Iterator[SchedulePlan]:

@@ -90,7 +90,7 @@ def _plan(session: Session, targets: Sequence[str], only: str | None, replicas: 
     from agentmesh.cli.plan import make_plan, scaled
 
     names = [name.strip() for name in (only or "").split(",") if name.strip()]
-    plan = scaled(make_plan(session.settings, targets, only=names), replicas)
+    plan = scaled(make_plan(session.settings, targets, only=names, ready_made=True), replicas)
     level = "DEBUG" if session.options.verbose else "WARNING" if session.options.quiet else "INFO"
     return replace(plan, reload=reload, log_level=level)
 

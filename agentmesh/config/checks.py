@@ -56,16 +56,22 @@ def _check_keys(
 
 def _check_secrets(table: Mapping[str, Any], path: str, source: str) -> None:
     broker = table.get("broker")
-    if not isinstance(broker, Mapping):
-        return
-    for name in ("password", "token"):
-        written = broker.get(name)
-        if isinstance(written, str) and VARIABLE.fullmatch(written) is None:
-            raise ConfigError(
-                f"{path}broker.{name}",
-                f'secrets do not belong in a file: write {name} = "${{NATS_{name.upper()}}}" and set that variable',
-                source,
-            )
+    for name in ("password", "token") if isinstance(broker, Mapping) else ():
+        _check_secret(broker, name, f"NATS_{name.upper()}", f"{path}broker.", source)
+    models = table.get("models")
+    for model, entry in models.items() if isinstance(models, Mapping) else ():
+        if isinstance(entry, Mapping):
+            _check_secret(entry, "api_key", f"{model.upper()}_API_KEY", f"{path}models.{model}.", source)
+
+
+def _check_secret(table: Mapping[str, Any] | None, name: str, variable: str, path: str, source: str) -> None:
+    written = table.get(name) if table else None
+    if isinstance(written, str) and VARIABLE.fullmatch(written) is None:
+        raise ConfigError(
+            f"{path}{name}",
+            f'secrets do not belong in a file: write {name} = "${{{variable}}}" and set that variable',
+            source,
+        )
 
 
 def check_names(kind: str, table: str, names: Iterable[str], origins: Mapping[str, str]) -> None:
@@ -75,6 +81,24 @@ def check_names(kind: str, table: str, names: Iterable[str], origins: Mapping[st
             token(kind, name)
         except InvalidNameError as error:
             raise ConfigError(f"{table}.{name}", str(error), origins.get(f"{table}.{name}", "")) from None
+
+
+def check_models(settings: Settings, origins: Mapping[str, str]) -> None:
+    """Routes and fallbacks lead to models that are there. `default` always is."""
+    there = {*settings.models, "default"}
+    uses = [(f"models.{name}.fallbacks", model.fallbacks) for name, model in settings.models.items()]
+    uses += [(f"llm.routes.{name}.models", route.models) for name, route in settings.llm.routes.items()]
+    for name, route in settings.llm.routes.items():
+        if not route.models and name not in there:
+            raise ConfigError(
+                f"llm.routes.{name}.models",
+                "is missing: no model has that name",
+                _nearest(f"llm.routes.{name}", origins),
+            )
+    for key, names in uses:
+        for name in names:
+            if name not in there:
+                raise ConfigError(key, f"there is no model {name!r}{meant(name, there)}", _nearest(key, origins))
 
 
 def meant(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from agentmesh.config.checks import VARIABLE, check_file, check_names, explained, meant, table_of
+from agentmesh.config.checks import VARIABLE, check_file, check_models, check_names, explained, meant, table_of
 from agentmesh.config.model import Settings
 from agentmesh.errors import ConfigError
 
@@ -72,6 +72,9 @@ def load(
         raise explained(error, layers.origins) from None
     check_names("agent", "agents", settings.agents, layers.origins)
     check_names("schedule id", "schedules", settings.schedules, layers.origins)
+    check_names("model", "models", settings.models, layers.origins)
+    check_names("route", "llm.routes", settings.llm.routes, layers.origins)
+    check_models(settings, layers.origins)
     settings._file, settings._root, settings._profile = file, root, profile
     settings._origins, settings._written = layers.origins, layers.written
     return settings
