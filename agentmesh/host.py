@@ -26,8 +26,11 @@ from agentmesh.agent.durable import DurableMailbox
 from agentmesh.client import CANCEL, Client
 from agentmesh.crashes import Crashes, recorded
 from agentmesh.errors import AgentMeshError, AgentStoppedError, ConfigError, Finish
+from agentmesh.figures import agent_families
 from agentmesh.flight import FlightRecorder
 from agentmesh.limits import Limit
+from agentmesh.metrics import METRICS, Family, metrics_of
+from agentmesh.metrics import serve as serve_metrics
 from agentmesh.orders import StandingOrders
 from agentmesh.presence import Heart
 from agentmesh.registry import AgentInfo, MessageInfo, near_misses
@@ -187,6 +190,11 @@ class Hosted:
             info.messages = [msgspec.convert(entry, MessageInfo) for entry in cell.behaviour.describe()]
         return info
 
+    @property
+    def worker(self) -> TaskWorker | None:
+        """What takes its tasks, if it takes any."""
+        return self._worker
+
     def _service(self) -> Service:
         cell = self.cell
         subjects = cell.client.subjects
@@ -202,6 +210,7 @@ class Hosted:
             description=cell.behaviour.description,
             metadata={"agentmesh.node": self._host.node, "agentmesh.tenant": subjects.tenant},
             endpoints=[messages],
+            counts=False,
             cell=cell,
         )
 
@@ -253,6 +262,7 @@ class Host:
         self._subscriptions: list[Subscription] = []
         self._overdue: asyncio.Task[None] | None = None
         self._answers: set[asyncio.Task[None]] = set()
+        self._forget_metrics: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """Begin to answer. Agents come with `spawn`."""
@@ -261,6 +271,9 @@ class Host:
             await transport.subscribe(subjects.control(registry.WHO), self._on_who),
             await transport.subscribe(subjects.control(CANCEL), self._on_cancel),
         ]
+        self._forget_metrics = metrics_of(transport).add_source(self._families)
+        answers = await serve_metrics(transport, subjects.control(METRICS), self.node)
+        self._subscriptions += [answers] if answers is not None else []
         await self.orders.start()
         await self.services.start()
         await self.heart.start()
@@ -360,6 +373,7 @@ class Host:
         for subscription in self._subscriptions:
             await subscription.unsubscribe()
         self._subscriptions.clear()
+        self._forget_metrics()
         await self.crashes.flush(REPORT_TIMEOUT if self.client.transport.is_connected else 0.0)
 
     def infos(self, name: str = "", brief: bool = False) -> list[AgentInfo]:
@@ -386,6 +400,10 @@ class Host:
         finally:
             if self._hosted.get(hosted.key) is hosted:
                 del self._hosted[hosted.key]
+
+    def _families(self) -> list[Family]:
+        """What the agents here have counted, whenever somebody wants to know."""
+        return agent_families((hosted.info(brief=True), hosted.cell, hosted.worker) for hosted in self._hosted.values())
 
     # ------------------------------------------------------------ control
     def _on_who(self, message: Message) -> None:

@@ -80,6 +80,10 @@ MEMORY_OF_EVERY_TENANT = ("ai.agent.memory.*.*", "ai.agent.memory.*")
 """What a memory service for a whole broker account subscribes to, instead of `memory` and `memory_door` of a tenant."""
 
 
+METRICS_OF_EVERY_TENANT = "ai.agent.control.*.metrics"
+"""Where such a service is asked for its metrics."""
+
+
 def memory_tenant(subject: str) -> str:
     """Whose memory a subject of `MEMORY_OF_EVERY_TENANT` is about."""
     return token("tenant", subject.split(".")[3])
@@ -168,6 +172,10 @@ class Subjects:
 
     def durable_mailbox(self, agent: str) -> str:
         return f"{self.at('agent', 'mailbox')}.{token('agent', agent)}"
+
+    def all_durable_mailboxes(self) -> str:
+        """For reading only."""
+        return f"ai.agent.mailbox.{self.tenant}.*"
 
     # -- tasks
     def task_door(self) -> str:

@@ -18,6 +18,9 @@ from pathlib import Path
 from agentmesh.errors import AgentMeshError
 from agentmesh.lifeline import die_with_parent
 from agentmesh.memory_store.service import MemoryService
+from agentmesh.metrics import METRICS
+from agentmesh.metrics import serve as serve_metrics
+from agentmesh.subjects import METRICS_OF_EVERY_TENANT, Subjects
 from agentmesh.transport import Transport, TransportOptions
 
 
@@ -29,6 +32,8 @@ async def serve(options: TransportOptions, path: Path, tenants: Sequence[str]) -
     async with await Transport.connect(options, jetstream=False) as transport:
         service = MemoryService(transport, path, tenants=tenants)
         await service.start()
+        for subject in [Subjects(tenant).control(METRICS) for tenant in tenants] or [METRICS_OF_EVERY_TENANT]:
+            await serve_metrics(transport, subject, "memory")
         try:
             print(f"memory ready: {path} for {', '.join(tenants) or 'every tenant'} on {transport.url}", flush=True)
             await stop.wait()

@@ -19,6 +19,8 @@ from typing import Any
 
 from agentmesh.errors import AgentMeshError, ConfigError
 from agentmesh.lifeline import die_with_parent
+from agentmesh.metrics import METRICS
+from agentmesh.metrics import serve as serve_metrics
 from agentmesh.subjects import Subjects
 from agentmesh.tooling import Tool
 from agentmesh.tools.executor import GRACE, ToolExecutor
@@ -43,6 +45,7 @@ async def serve(options: TransportOptions, tools: Sequence[Tool[..., Any]], give
             allow=_allowed(given.allow),
         )
         await executor.start()
+        await serve_metrics(transport, Subjects(given.tenant).control(METRICS), given.name)
         try:
             print(f"tools ready: {', '.join(sorted(executor.tools))} on {transport.url}", flush=True)
             await stop.wait()
@@ -78,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--nats", default="nats://127.0.0.1:4222", metavar="URL", help="the broker (default: %(default)s)")
     add("--creds", metavar="FILE", help="credentials for the broker")
     add("--tenant", default="default", help="whose agents may call (default: %(default)s)")
+    add("--name", default="tools", help="of this process among others (default: %(default)s)")
     add("--concurrency", type=int, metavar="N", help="calls at the same time (default: one per CPU)")
     add("--max-waiting", type=int, default=256, metavar="N", help="calls that may wait (default: %(default)s)")
     about = "what an agent may call, such as helper=search,read_*; may be repeated, * is everybody else"

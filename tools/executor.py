@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -31,6 +32,7 @@ from agentmesh.errors import (
     error_to_wire,
 )
 from agentmesh.ids import new_id, now
+from agentmesh.metrics import metrics_of
 from agentmesh.subjects import Subjects, token
 from agentmesh.tooling import (
     CALL_TIMEOUT,
@@ -224,7 +226,11 @@ class ToolExecutor:
     # -- the life of a call
 
     async def _call(self, tool: Tool[..., Any], request: ToolRequest, reply: str) -> None:
+        began = time.perf_counter()
         body = await self._outcome(tool, request)
+        name = "agentmesh_tool_seconds"
+        seconds = metrics_of(self._transport).histogram(name, "How long calls took, waiting included.", tool=tool.name)
+        seconds.observe(time.perf_counter() - began)
         try:
             await self._reply(reply, body)
         except PayloadTooLargeError as error:
@@ -244,14 +250,19 @@ class ToolExecutor:
                     result = await self._runners.run(tool, arguments, _time_limit(tool, request))
             return _success(request, result)
         except TimeoutError:  # before its turn came
-            return _failure(request, ToolTimeoutError(tool.name, round(max(left or 0.0, 0.0), 3)))
+            return self._failed(tool, request, ToolTimeoutError(tool.name, round(max(left or 0.0, 0.0), 3)))
         except asyncio.CancelledError:
-            return _failure(request, ToolCancelledError(tool.name))
+            return self._failed(tool, request, ToolCancelledError(tool.name))
         except AgentMeshError as error:
-            return _failure(request, error)
+            return self._failed(tool, request, error)
         except Exception as error:  # the edge: a bug of ours must not leave the caller without an answer
             log.exception("call of tool %s", tool.name)
-            return _failure(request, ToolFailedError(tool.name, type(error).__name__, str(error)))
+            return self._failed(tool, request, ToolFailedError(tool.name, type(error).__name__, str(error)))
+
+    def _failed(self, tool: Tool[..., Any], request: ToolRequest, error: AgentMeshError) -> bytes:
+        name = "agentmesh_tool_failures_total"
+        metrics_of(self._transport).counter(name, "Calls of a tool that failed.", tool=tool.name).inc()
+        return _failure(request, error)
 
     async def _run_once(self, tool: Tool[..., Any], request: ToolRequest, arguments: bytes, key: str) -> bytes:
         """Like any other call, unless something is known about its key; waits for that without a slot."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 from agentmesh import codec, keyed
@@ -67,6 +67,9 @@ class Handling:
         context = context_of(self._name, envelope, answers=entry.kind != "event")
         outer = enter(context)
         letter.handling = True
+        sent = envelope.timestamp
+        if sent is not None:
+            self._counters.queued.observe(max(0.0, time() - sent.timestamp()))
         began = perf_counter()
         error: BaseException | None = None
         try:
@@ -83,7 +86,7 @@ class Handling:
             letter.handling = False
             if letter.why_cancelled is not None:
                 worker.uncancel()
-            self._counters.busy += perf_counter() - began
+            self._counters.durations.observe(perf_counter() - began)
             leave(outer)
         if context.submitted and isinstance(letter.why_cancelled, AskerGoneError):
             await self._cancel_tasks(context.submitted)

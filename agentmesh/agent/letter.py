@@ -12,6 +12,7 @@ from agentmesh.agent.declare import Handler
 from agentmesh.errors import AgentMeshError
 from agentmesh.limits import Limit
 from agentmesh.mailbox import Overflow
+from agentmesh.metrics import Histogram
 
 
 @dataclass(slots=True, eq=False)
@@ -49,8 +50,15 @@ class Counters:
     failed: int = 0
     refused: int = 0
     restarts: int = 0
-    busy: float = 0.0
-    """Seconds spent in handlers of events and requests."""
+    durations: Histogram = field(default_factory=Histogram)
+    """Seconds that handlers of events and requests took."""
+    queued: Histogram = field(default_factory=Histogram)
+    """Seconds from when a message was sent until its handler began, by the clocks of both."""
+
+    @property
+    def busy(self) -> float:
+        """Seconds spent in handlers of events and requests."""
+        return self.durations.sum
 
 
 @dataclass(slots=True)

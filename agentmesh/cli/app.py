@@ -30,6 +30,7 @@ COMMANDS = {
     "resume": "orders",
     "quarantine": "orders",
     "logs": "logs",
+    "metrics": "metrics",
     "events": "events",
     "ask": "talk",
     "tell": "talk",

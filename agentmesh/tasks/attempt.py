@@ -20,7 +20,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ from agentmesh.errors import (
 )
 from agentmesh.ids import now
 from agentmesh.messages import Task, TaskPolicy
+from agentmesh.metrics.registry import Histogram
 from agentmesh.subjects import Subjects
 from agentmesh.tasks import dead, history, lineage, slot, wire
 from agentmesh.tasks.clock import DEADLINE, TIME_LIMIT, Clock
@@ -101,6 +102,8 @@ class Bench:
     """Called when a workflow begins or ends to wait."""
     gate: Gate | None = None
     """None: no limit applies to any of its tasks."""
+    queued: Histogram = field(default_factory=Histogram)
+    """Seconds from when the broker stored a task until its handler began for the first time."""
 
 
 class Attempt:
@@ -287,6 +290,8 @@ class Attempt:
         """Run the handler; raises what it raises. `ended`: see `Desk.ended`."""
         assert self.body is not None
         self.context = context = self._context(self.body, ended)
+        if not self.handled and self.delivery.attempt == 1:
+            self.bench.queued.observe(max(0.0, (now() - self.delivery.stored_at).total_seconds()))
         self.handling = self.handled = True
         try:
             value = await self.bench.run(task, context)

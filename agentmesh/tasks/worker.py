@@ -15,6 +15,7 @@ from agentmesh.errors import AgentMeshError, BrokerError
 from agentmesh.ids import new_id
 from agentmesh.limits import Limit
 from agentmesh.messages import Task
+from agentmesh.metrics.registry import Histogram
 from agentmesh.subjects import Subjects
 from agentmesh.tasks.attempt import CROWDED, PAUSED, STOPPED, Attempt, Bench, Runner
 from agentmesh.tasks.gate import Gate
@@ -172,6 +173,16 @@ class TaskWorker:
     def running(self) -> dict[str, Running]:
         """The tasks whose handlers run now, by id."""
         return {task_id: _running(attempt) for task_id, attempt in self._by_id.items() if attempt.handling}
+
+    @property
+    def held(self) -> int:
+        """Tasks that it has and whose handlers do not run: they wait for a slot, for room at a limit, or for others."""
+        return len(self._in_hand) - len(self.running)
+
+    @property
+    def queued(self) -> Histogram:
+        """Seconds that tasks waited at the broker and here until they were begun."""
+        return self._bench.queued
 
     # ------------------------------------------------------------ start and stop
 

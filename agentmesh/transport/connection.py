@@ -362,6 +362,11 @@ class Connection:
         return self._nc
 
     @property
+    def reconnects(self) -> int:
+        """Connections after the first one."""
+        return max(0, self.generation - 1)
+
+    @property
     def max_payload(self) -> int:
         """Bytes a message may have, headers included."""
         return self._limit

@@ -5,7 +5,7 @@ Source: ADR-32 of nats-io/nats-architecture-and-design; checked against the offi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -72,6 +72,8 @@ class Service:
     description: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     endpoints: list[Endpoint] = field(default_factory=list)
+    counts: bool = True
+    """Whether its endpoints hold what was counted; else only its answers do."""
     id: str = field(default_factory=new_id)
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -100,6 +102,10 @@ class Services:
         self._connection = connection
         self._subscription: Subscription | None = None
         self._services: dict[str, dict[str, Service]] = {}
+
+    def __iter__(self) -> Iterator[Service]:
+        """Those that are listed."""
+        return (service for instances in list(self._services.values()) for service in list(instances.values()))
 
     async def start(self) -> None:
         """Subscribe; further calls do nothing.

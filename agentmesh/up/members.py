@@ -184,7 +184,8 @@ class Launches:
         tools = self._plan.tools
         settings = [part for key, value in tools.settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
         rules = [part for agent, names in tools.allow.items() for part in ("--allow", f"{agent}={','.join(names)}")]
-        arguments = [*self._service_arguments(), "--tenant", self._plan.tenant, *settings, *rules, *tools.targets]
+        names = ["--tenant", self._plan.tenant, "--name", name]
+        arguments = [*self._service_arguments(), *names, *settings, *rules, *tools.targets]
         return self._service(name, "agentmesh.tools", arguments, ready_text="tools ready")
 
     def node(self, node: NodePlan, flight: str = "") -> Launch:

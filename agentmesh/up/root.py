@@ -24,6 +24,8 @@ from agentmesh.broker import BrokerOptions, EmbeddedBroker
 from agentmesh.errors import AgentMeshError
 from agentmesh.ids import new_id, now
 from agentmesh.local import dispatcher
+from agentmesh.metrics import METRICS
+from agentmesh.metrics import serve as serve_metrics
 from agentmesh.presence import NodeMonitor, node_monitor
 from agentmesh.subjects import Subjects
 from agentmesh.supervisor import ChildSpec, RestartPolicy, Supervisor, SupervisorEvent
@@ -135,6 +137,7 @@ class Up:
         url = self.plan.broker.url or await self._start_broker(tree)
         self.transport = await Transport.connect(self.plan.transport(url, "up"))
         self.url = self.transport.url
+        await serve_metrics(self.transport, self._subjects.control(METRICS), "up")
         self._tell_broker()
         if self.plan.queue_limit is not None or self.plan.mailbox_limit is not None:
             await ensure_streams(self.transport, self.plan.queue_limit, self.plan.mailbox_limit)
