@@ -8,6 +8,7 @@
     │   └── InvalidSubjectError         a whole subject is malformed
     ├── InvalidMessageError             bytes or fields that are not the message they claim to be
     ├── MissingExtraError               an optional dependency is not installed
+    ├── HttpError                       an HTTP request is refused, with its status and code
     ├── BrokerError                     the broker, or the way to it
     │   ├── BrokerUnavailableError
     │   ├── BrokerTooOldError
@@ -192,6 +193,30 @@ class MissingExtraError(AgentMeshError):
 
     def __str__(self) -> str:
         return f"{self.module} is not installed; run: pip install {self.module} (part of agentmesh-nats[{self.extra}])"
+
+
+class HttpError(AgentMeshError):
+    """An HTTP request is refused. The gateway answers it with this status, code, text and these headers."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        details: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, code, message, dict(details or {}), dict(headers or {}))
+        self.status = status
+        self.code = code
+        """One of `agentmesh.gateway.ErrorCode`."""
+        self.message = message
+        self.details = dict(details or {})
+        """Plain data for programs."""
+        self.headers = dict(headers or {})
+
+    def __str__(self) -> str:
+        return self.message
 
 
 # ---------------------------------------------------------------- broker

@@ -26,6 +26,8 @@ class RunFile(msgspec.Struct):
     started_at: datetime
     monitor: str | None = None
     """Address of the broker's monitoring page, if it is ours."""
+    http: str | None = None
+    """Address of the HTTP gateway."""
 
     def alive(self) -> bool:
         """Whether the process that wrote it still exists."""

@@ -43,6 +43,7 @@ COMMANDS = {
     "limits": "limits",
     "ledger": "ledger",
     "memory": "memory",
+    "keys": "keys",
     "doctor": "doctor",
     "bench": "bench",
     "chaos": "chaos",

@@ -53,7 +53,8 @@ the environment; `$${` is a plain `${`. Paths start at the file's folder. Passwo
 only.
 
 Each single setting also has a variable: `AGENTMESH_` and its name in capitals with `_` for dots, for example
-`AGENTMESH_BROKER_PORT`. `NATS_URL` is `broker.url`. A table `[profiles.NAME]` may hold any of the settings.
+`AGENTMESH_BROKER_PORT`. `NATS_URL` is `broker.url`, `PORT` is `http.port`. A table
+`[profiles.NAME]` may hold any of the settings.
 
 """
 

@@ -81,4 +81,5 @@ def _plan(session: Session, targets: list[str], only: str | None, replicas: list
         joined=True,
         memory=MemoryPlan(enabled=False),
         tools=ToolsPlan(),
+        http=None,
     )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from agentmesh.agent import Agent, default_name
-from agentmesh.config import AgentSettings, GroupSettings, Settings
+from agentmesh.config import AgentSettings, GroupSettings, HttpSettings, KeySettings, Settings
 from agentmesh.errors import ConfigError, UsageError
+from agentmesh.gateway.keys import stored
+from agentmesh.gateway.options import ANONYMOUS, GatewayOptions, KeyOptions
 from agentmesh.registry import near_misses
 from agentmesh.supervisor import RestartPolicy
 from agentmesh.up.plan import (
@@ -68,6 +71,7 @@ def make_plan(
         memory=MemoryPlan(
             settings.memory.enabled, settings.path(settings.memory.path) if settings.memory.path else None
         ),
+        http=_http(settings.http) if settings.http.enabled else None,
         schedules=None if settings.file is None else tuple(_schedules(settings)),
         policy=RestartPolicy(max_restarts=settings.defaults.restart.max, period=settings.defaults.restart.window),
         grace=settings.node.grace,
@@ -177,6 +181,35 @@ def _group(name: str, group: GroupSettings, agents: Sequence[AgentPlan], setting
         strategy=group.strategy,
         auto_shutdown=group.auto_shutdown,
         policy=RestartPolicy(max_restarts=group.max, period=group.window),
+    )
+
+
+def _http(http: HttpSettings) -> GatewayOptions:
+    def limits(entry: HttpSettings | KeySettings) -> dict[str, Any]:
+        return {"rate": entry.rate, "concurrency": entry.concurrency, "streams": entry.streams}
+
+    keys = [
+        KeyOptions(name, stored(f"http.keys.{name}.token", key.token), key.tenant or "", **limits(key))
+        for name, key in http.keys.items()
+    ]
+    if http.token is not None:
+        keys.insert(0, KeyOptions("token", stored("http.token", http.token), **limits(http)))
+    return GatewayOptions(
+        host=http.host.strip("[]"),
+        port=http.port,
+        keys=tuple(keys),
+        anonymous=KeyOptions(ANONYMOUS, **limits(http)),
+        hosts=tuple(http.hosts),
+        cors=tuple(http.cors),
+        max_body=http.max_body,
+        header_timeout=http.header_timeout,
+        body_timeout=http.body_timeout,
+        idle_timeout=http.idle_timeout,
+        write_timeout=http.write_timeout,
+        timeout=http.timeout,
+        routes={route: entry.timeout for route, entry in http.routes.items()},
+        access_log=http.access_log,
+        debug=http.debug,
     )
 
 

@@ -108,6 +108,9 @@ class Screen:
             self._bullet("memory", event.process, f"pid {event.pid}")
         elif event.service == "tools":
             self._bullet("tools", event.process, ", ".join(self._plan.tools.targets))
+        elif event.service == "gateway":
+            is_open = self._plan.http is None or self._plan.http.open
+            self._bullet("http", event.url, f"{'no login on loopback' if is_open else 'with a token'}; see /docs")
 
     def _agent(self, event: events.AgentState) -> None:
         agent = self._agents.setdefault(event.name, _Shown(event.isolation, 1))
@@ -145,7 +148,7 @@ class Screen:
 
     # ------------------------------------------------------------ while it runs
     def _log(self, event: events.LogLine) -> None:
-        if not self._is_ready and event.text.startswith(("memory ready", "tools ready")):
+        if not self._is_ready and event.text.startswith(("memory ready", "tools ready", "http ready")):
             return  # `ServiceReady` says it
         color = COLORS[sum(map(ord, event.source)) % len(COLORS)]
         self._line(f"{self._out.style(event.source.ljust(_WIDTH) + ' │', color)} {event.text}")

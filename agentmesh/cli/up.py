@@ -47,6 +47,10 @@ def up(
     port: Annotated[
         int | None, typer.Option("--port", min=0, max=65535, help="Of the embedded broker; 0: any free one.")
     ] = None,
+    http: Annotated[
+        str | None, typer.Option("--http", metavar="HOST:PORT", help="Where the HTTP gateway listens; port 0: any.")
+    ] = None,
+    no_http: Annotated[bool, typer.Option("--no-http", help="Without the HTTP gateway.")] = False,
     reload: Annotated[bool, typer.Option("--reload", help="Restart agents whose sources change.")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Run in the background; return when ready.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop with 1 if any agent cannot start.")] = False,
@@ -60,6 +64,7 @@ def up(
     once. With `--json` each event is one line.
     """
     _override(session, store, port, nodes)
+    _override_http(session, http, no_http)
     if show_config:
         from agentmesh.cli.doctor import print_settings
 
@@ -84,6 +89,18 @@ def _override(session: Session, store: str | None, port: int | None, nodes: int 
     session.override("broker.store", store if store in (None, "memory") else os.path.abspath(str(store)), "--store")
     session.override("broker.port", port, "--port")
     session.override("node.count", nodes, "--nodes")
+
+
+def _override_http(session: Session, http: str | None, no_http: bool) -> None:
+    if http is not None and no_http:
+        raise UsageError("--http and --no-http exclude each other")
+    session.override("http.enabled", False if no_http else True if http else None, "--no-http" if no_http else "--http")
+    if http is not None:
+        host, _, port = http.rpartition(":")
+        if not port.isdigit():
+            raise UsageError(f"--http {http!r}: expected HOST:PORT, such as 127.0.0.1:8000 or :8000")
+        session.override("http.host", host or "127.0.0.1", "--http")
+        session.override("http.port", int(port), "--http")
 
 
 def _plan(session: Session, targets: Sequence[str], only: str | None, replicas: Sequence[str], reload: bool) -> UpPlan:

@@ -62,6 +62,7 @@ def _check_secrets(table: Mapping[str, Any], path: str, source: str) -> None:
     for model, entry in models.items() if isinstance(models, Mapping) else ():
         if isinstance(entry, Mapping):
             _check_secret(entry, "api_key", f"{model.upper()}_API_KEY", f"{path}models.{model}.", source)
+    _check_tokens(table, path, source)
 
 
 def _check_secret(table: Mapping[str, Any] | None, name: str, variable: str, path: str, source: str) -> None:
@@ -72,6 +73,21 @@ def _check_secret(table: Mapping[str, Any] | None, name: str, variable: str, pat
             f'secrets do not belong in a file: write {name} = "${{{variable}}}" and set that variable',
             source,
         )
+
+
+def _check_tokens(table: Mapping[str, Any], path: str, source: str) -> None:
+    """Those of the HTTP gateway, whose digests may stand in a file."""
+    http = _inner(table, "http")
+    keys = _inner(http, "keys")
+    tables = {f"http.keys.{name}": (str(name).upper().replace("-", "_"), _inner(keys, name)) for name in keys}
+    for key, (variable, entry) in {"http": ("AGENTMESH_HTTP", http), **tables}.items():
+        if not str(entry.get("token", "")).startswith("sha256:"):
+            _check_secret(entry, "token", f"{variable}_TOKEN", f"{path}{key}.", source)
+
+
+def _inner(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    inner = table.get(name)
+    return inner if isinstance(inner, Mapping) else {}
 
 
 def check_names(kind: str, table: str, names: Iterable[str], origins: Mapping[str, str]) -> None:

@@ -20,6 +20,8 @@ from agentmesh.errors import ConfigError
 FILE_NAME = "mesh.toml"
 PREFIX = "AGENTMESH_"
 
+_ADDRESS = re.compile(r"localhost|[\d.]+|\[?[0-9a-fA-F:]*:[0-9a-fA-F:]*\]?")
+
 # Variables that start like settings and belong to other parts.
 _NOT_SETTINGS = frozenset({"AGENTMESH_NATS_SERVER", "AGENTMESH_LIFELINE", "AGENTMESH_CONFIG", "AGENTMESH_PROFILE"})
 
@@ -225,9 +227,11 @@ _SCALARS = {PREFIX + key.upper().replace(".", "_"): key for key in _TYPES}
 
 def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Variables that are set, with their dotted keys; the more specific one of two for the same key comes last."""
-    for variable, key in (("NATS_URL", "broker.url"), ("AGENTMESH_LEDGER", "ledger.path")):
+    for variable, key in (("NATS_URL", "broker.url"), ("AGENTMESH_LEDGER", "ledger.path"), ("PORT", "http.port")):
         if environ.get(variable):
             yield variable, key
+    if _ADDRESS.fullmatch(environ.get("HOST", "")):  # some shells put the name of the machine there
+        yield "HOST", "http.host"
     for variable, key in _SCALARS.items():
         if environ.get(variable):
             yield variable, key

@@ -119,6 +119,10 @@ class Transport:
         """Why the connection was closed for good without `close` being called; empty if it was not."""
         return self.connection.closed_because
 
+    async def round_trip(self, timeout: float) -> bool:
+        """Whether the broker answers within `timeout` seconds, behind everything that was sent before."""
+        return self.is_connected and await self.connection.nc.round_trip(timeout)
+
     def on_state(self, callback: Callable[[str], None]) -> None:
         """Call `callback(state)` at every change. It must not block; what it raises is logged."""
         self.connection.on_state(callback)

@@ -33,13 +33,15 @@ class BrokerReady(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceReady(Event):
-    """The memory service, a tool executor or a node is up, for the first time or again."""
+    """The memory service, a tool executor, the HTTP gateway or a node is up, for the first time or again."""
 
     kind = "service_ready"
     service: str
-    """`memory`, `tools` or `node`."""
+    """`memory`, `tools`, `gateway` or `node`."""
     process: str
     pid: int
+    url: str = ""
+    """Of the gateway."""
 
 
 @dataclass(frozen=True, kw_only=True)

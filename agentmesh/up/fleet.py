@@ -8,7 +8,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -17,6 +17,8 @@ from agentmesh.errors import (
     NoRespondersError,
     SupervisionError,
 )
+from agentmesh.gateway.options import DEFAULT_PORT, GatewayOptions, address
+from agentmesh.ports import Reserved, is_free, listener, reserve
 from agentmesh.registry import PRESENCE, AgentInfo
 from agentmesh.subjects import Subjects
 from agentmesh.supervisor import ChildSpec, Exit, Launch, ProcessChild, RestartPolicy, Supervisor, SupervisorEvent
@@ -38,6 +40,8 @@ BETWEEN = ("starting", "restarting")
 
 CONTROL_TIMEOUT = 30.0
 """Seconds a node gets to start or stop a replica."""
+
+GATEWAY: Literal["gateway"] = "gateway"
 
 MEMORY_GRACE = 10.0
 TOOLS_GRACE = 10.0
@@ -69,9 +73,13 @@ class Fleet:
         on_line: Callable[[str, str], None],
     ) -> None:
         self.plan = plan
+        self.emit = emit
+        self._reserved: Reserved | None = None
         self.agents = {a.name: replace(a, grouped=bool(plan.group_of(a.name))) for a in plan.agents}
         self.members: dict[str, Member] = {}
         self.nodes: dict[str, NodePlan] = {}
+        self.http = plan.http if plan.http is None else replace(plan.http, port=self._free_port(plan.http))
+        """The gateway with its port: the same one after each restart."""
         self.finished = 0
         """Messages and tasks that were finished by nodes which were told to stop."""
         self.given_back = 0
@@ -79,7 +87,6 @@ class Fleet:
         self._transport = transport
         self._subjects = Subjects(plan.tenant)
         self.suffix = suffix
-        self.emit = emit
         self._launches = Launches(plan, url, on_line, self._on_fields)
         self._groups = {
             kind: Supervisor(kind, policy=RestartPolicy(max_restarts=0), parallel=True) for kind in ("tools", "nodes")
@@ -125,6 +132,10 @@ class Fleet:
             if self.plan.tools.targets
         ]
         starts.append(tree.add(self._group("tools", tools)))
+        if self.http is not None:
+            options = self.http
+            gateway = self._member(GATEWAY, GATEWAY, lambda: self._launches.gateway(GATEWAY, options))
+            starts.append(tree.add(gateway.spec()))
         for node in place(self.plan, self.suffix):
             self._node(node)
         nodes = [member for member in self.members.values() if member.kind == "node"]
@@ -133,14 +144,18 @@ class Fleet:
         await self.groups.start()
 
     async def stop(self) -> None:
-        """Stop everything in the reverse order: nodes first, so that what they finish finds its tools and memory."""
+        """Stop everything in the reverse order: nodes first, so that what they finish finds its tools and memory.
+
+        The gateway with them: it takes no more requests, and passes on what the agents still answer.
+        """
         self.stopping = True
         self._news.set()
         for name in self._candidates:
             self.members[name].kill()
         await self.groups.stop()
         self._retired.update(self.members)
-        for name in ("nodes", "tools", "memory"):
+        await asyncio.gather(self._remove(GATEWAY), self._remove("nodes"))
+        for name in ("tools", "memory"):
             await self._remove(name)
         if self._memory is not None:
             await self._memory.stop()
@@ -184,7 +199,7 @@ class Fleet:
         return ChildSpec(kind, start, shutdown_timeout=math.inf)
 
     def _member(self, kind: Kind, name: str, launch: Callable[[], Any], policy: RestartPolicy | None = None) -> Member:
-        graces = {"memory": MEMORY_GRACE, "tools": TOOLS_GRACE, "node": self.plan.grace}
+        graces = {"memory": MEMORY_GRACE, "tools": TOOLS_GRACE, "node": self.plan.grace, "gateway": self.plan.grace}
         member = self.members[name] = Member(
             kind,
             name,
@@ -208,6 +223,23 @@ class Fleet:
     def _is_of_group(self, node: NodePlan) -> bool:
         """Whether it is a process of its own for an agent of a group, which decides whether it comes back."""
         return not node.shared and any(self.agents[entry.name].grouped for entry in node.agents)
+
+    def _free_port(self, options: GatewayOptions) -> int:
+        """The port that was asked for, or else the usual one, or else a free one that nobody takes meanwhile."""
+        if options.port:
+            return options.port
+        if options.port is None and is_free(options.host, DEFAULT_PORT):
+            return DEFAULT_PORT
+        self._reserved = reserve(options.host)
+        if options.port is None:
+            text = f"port {DEFAULT_PORT} is taken by {listener(DEFAULT_PORT)}; the gateway takes {self._reserved.port}"
+            self.emit(Warned(source="http", text=text, hint="choose one with --http HOST:PORT"))
+        return self._reserved.port
+
+    @property
+    def http_url(self) -> str:
+        """Where the gateway is; empty without one."""
+        return "" if self.http is None else address(self.http.host, self.http.port or DEFAULT_PORT)
 
     # ------------------------------------------------------------ what is there
     def count(self) -> tuple[int, int]:
@@ -321,7 +353,7 @@ class Fleet:
         if member.state != "failed":
             await member.restart()
             return
-        group = {"node": self._groups["nodes"], "tools": self._groups["tools"], "memory": self._tree}[member.kind]
+        group = {"node": self._groups["nodes"], "tools": self._groups["tools"]}.get(member.kind, self._tree)
         await group.add(member.spec(patient=False))
 
     # ------------------------------------------------------------ other processes for the same agents
@@ -392,7 +424,8 @@ class Fleet:
     def _on_started(self, member: Member, process: ProcessChild) -> None:
         if member.name in self._candidates:
             return
-        self.emit(ServiceReady(service=member.kind, process=member.name, pid=process.pid))
+        url = self.http_url if member.kind == GATEWAY else ""
+        self.emit(ServiceReady(service=member.kind, process=member.name, pid=process.pid, url=url))
         for entry in msgspec.convert(process.said.get("agents", []), list[AgentInfo]):
             self.states.learn(entry)
             self._note_info(entry)

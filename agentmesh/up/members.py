@@ -17,6 +17,8 @@ import msgspec
 from agentmesh import version
 from agentmesh.broker import EmbeddedBroker
 from agentmesh.errors import SupervisionError
+from agentmesh.gateway.options import GatewayOptions
+from agentmesh.gateway.spec import GatewaySpec, encoded
 from agentmesh.ids import now
 from agentmesh.node import NodeSpec
 from agentmesh.supervisor import (
@@ -32,7 +34,7 @@ from agentmesh.supervisor.process import Fields
 from agentmesh.up.placement import NodePlan
 from agentmesh.up.plan import UpPlan
 
-Kind = Literal["memory", "tools", "node"]
+Kind = Literal["memory", "tools", "node", "gateway"]
 
 CONNECT_TIMEOUT = 25.0
 """Seconds a process waits for the broker when it starts: it may be restarting."""
@@ -188,14 +190,26 @@ class Launches:
         arguments = [*self._service_arguments(), *names, *settings, *rules, *tools.targets]
         return self._service(name, "agentmesh.tools", arguments, ready_text="tools ready")
 
+    def gateway(self, name: str, options: GatewayOptions) -> Launch:
+        """The HTTP gateway, on the port in `options`."""
+        plan = self._plan
+        spec = GatewaySpec(
+            self._transport(name),
+            options,
+            plan.tenant,
+            tuple(agent.name for agent in plan.agents if agent.replicas),
+            plan.grace,
+            plan.log_format,
+            plan.log_level,
+        )
+        return self._service(name, "agentmesh.gateway", encoded(spec), ready_text="http ready")
+
     def node(self, node: NodePlan, flight: str = "") -> Launch:
         """A node; `flight` is the file in which it writes down what it handles, empty: none."""
         plan = self._plan
-        transport = asdict(plan.transport(self._url, node.name))
-        transport["connect_timeout"] = CONNECT_TIMEOUT
         spec = NodeSpec(
             name=node.name,
-            transport=transport,
+            transport=self._transport(node.name),
             tenant=plan.tenant,
             limits=plan.limits,
             agents=node.agents,
@@ -210,6 +224,10 @@ class Launches:
         # With sources that change several times a second, compiled files are not told from outdated ones.
         env = {"PYTHONDONTWRITEBYTECODE": "1", **node.env} if plan.reload else node.env
         return self._launch(node.name, ["agentmesh.node"], env=env, stdin=msgspec.json.encode(spec))
+
+    def _transport(self, name: str) -> dict[str, Any]:
+        """Fields of `TransportOptions` for a process."""
+        return {**asdict(self._plan.transport(self._url, name)), "connect_timeout": CONNECT_TIMEOUT}
 
     def _service_arguments(self) -> list[str]:
         creds = self._plan.broker.creds

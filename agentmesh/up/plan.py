@@ -12,6 +12,7 @@ from urllib.parse import quote
 from pydantic import TypeAdapter, ValidationError
 
 from agentmesh.errors import ConfigError, DefinitionError
+from agentmesh.gateway.options import GatewayOptions
 from agentmesh.limits import Limit, rules
 from agentmesh.subjects import token
 from agentmesh.supervisor import AutoShutdown, RestartPolicy, Strategy
@@ -170,6 +171,8 @@ class UpPlan:
     """Processes that agents share."""
     tools: ToolsPlan = ToolsPlan()
     memory: MemoryPlan = MemoryPlan()
+    http: GatewayOptions | None = None
+    """The HTTP gateway; None: there is none."""
     schedules: tuple[SchedulePlan, ...] | None = None
     """Those that came from here before and are not among them are removed; None: there are no settings to follow."""
     run_dir: Path = Path(".agentmesh")

@@ -278,7 +278,9 @@ class Up:
 
     def _write_runfile(self) -> None:
         monitor = self._broker.monitor_url if self._broker else None
-        content = runfile.RunFile(self.url, self.plan.tenant, self.plan.name, os.getpid(), self.started_at, monitor)
+        http = (self.fleet.http_url if self.fleet else "") or None
+        about = (self.url, self.plan.tenant, self.plan.name, os.getpid(), self.started_at)
+        content = runfile.RunFile(*about, monitor=monitor, http=http)
         runfile.write(self.plan.folder, content)
 
     def _tell_broker(self) -> None:

@@ -47,11 +47,13 @@ Cli = Callable[..., Awaitable[Ran]]
 def environment(**more: str) -> dict[str, str]:
     """The environment without what would change how a command behaves, and with this checkout importable.
 
-    Only the agents of the project run: those that come with agentmesh have their own tests.
+    Only the agents of the project run: those that come with agentmesh have their own tests. So has the HTTP gateway,
+    which would take port 8000, or warn that somebody else has it.
     """
-    strange = ("NATS_URL", "CI", "NO_COLOR", "FORCE_COLOR", "PYTHONPATH")
+    strange = ("NATS_URL", "HOST", "PORT", "CI", "NO_COLOR", "FORCE_COLOR", "PYTHONPATH")
     plain = {key: value for key, value in os.environ.items() if key not in strange and not key.startswith("AGENTMESH_")}
-    return {**plain, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "200", "AGENTMESH_LLM_ENABLED": "false", **more}
+    without = {"AGENTMESH_LLM_ENABLED": "false", "AGENTMESH_HTTP_ENABLED": "false"}
+    return {**plain, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "200", **without, **more}
 
 
 async def start(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> asyncio.subprocess.Process:

@@ -21,6 +21,7 @@ CORE = [
     {"lease", "happenings", "orders", "deathwatch", "refs", "client", "brokercheck"},
     {"agent"},
     {"supervisor", "crashes", "figures", "flight", "host", "local", "sync", "mesh", "node"},
+    {"gateway"},
     {"up", "testing"},
     {"chaos"},
     {"cli"},
@@ -35,6 +36,8 @@ OWNERS = {
     "google": "agentmesh/proto/",
     "typer": "agentmesh/cli/",
     "watchfiles": "agentmesh/up/",
+    "starlette": "agentmesh/gateway/",
+    "uvicorn": "agentmesh/gateway/",
 }
 
 
