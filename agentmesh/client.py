@@ -40,6 +40,7 @@ from agentmesh.presence import NodeInfo, node_monitor
 from agentmesh.refs import AgentRef
 from agentmesh.registry import AgentInfo
 from agentmesh.streaming import WINDOW, StreamReader
+from agentmesh.streams import Streams
 from agentmesh.subjects import Subjects, token
 from agentmesh.tasks import Batch, Job, Schedule, Schedules, TaskClient
 from agentmesh.tasks.keys import Keys, checked
@@ -89,6 +90,8 @@ class Client:
         self.identity = identity
         use_scheme(transport, subjects)
         self.tasks = TaskClient(transport, subjects)
+        self.streams = Streams(transport, subjects, self.tasks.ensure)
+        """Replayable streams: conversations, and what tasks tell."""
         self.tools = ToolClient(transport, subjects, identity)
         self.on_undelivered: Callable[[Undelivered], None] | None = None
         """Called for each told event that was refused or had no receiver, if the broker or the mailbox said so."""
@@ -101,7 +104,7 @@ class Client:
     def bound(self, identity: str) -> Client:
         """The same connection under another name."""
         other = Client(self.transport, self.subjects, identity)
-        other.tasks = self.tasks  # one subscription to results, whoever waits for them
+        other.tasks, other.streams = self.tasks, self.streams  # one subscription to results, whoever waits for them
         return other
 
     def forget_receivers(self) -> None:

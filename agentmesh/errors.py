@@ -37,6 +37,9 @@
     │   ├── DeadlineExceededError
     │   ├── StreamIdleError
     │   ├── StreamGapError
+    │   ├── RunEndedError               a producer's run is over; nothing more of it is stored
+    │   │   ├── RunReplacedError        … somebody else goes on with it
+    │   │   └── RunCancelledError       … a reader wanted it to stop
     │   ├── CallDepthError
     │   ├── AskerGoneError
     │   ├── KeyInUseError               somebody else is at it, under the same idempotency key
@@ -569,6 +572,34 @@ class StreamGapError(DeliveryError):
 
     def __str__(self) -> str:
         return f"{self.what}: chunk {self.expected} is missing (got {self.got})"
+
+
+class RunEndedError(DeliveryError):
+    """The run of this producer has ended; nothing more of it is stored."""
+
+    _how = "has ended"
+
+    def __init__(self, conversation_id: str, run_id: str, reason: str = "") -> None:
+        super().__init__(conversation_id, run_id, reason)
+        self.conversation_id = conversation_id
+        self.run_id = run_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        why = f": {self.reason}" if self.reason else ""
+        return f"run {self.run_id!r} of stream {self.conversation_id!r} {self._how}{why}"
+
+
+class RunReplacedError(RunEndedError):
+    """Another producer has taken over the run: this one is a leftover, and the broker refuses what it writes."""
+
+    _how = "was taken over by another producer"
+
+
+class RunCancelledError(RunEndedError):
+    """Somebody cancelled the run; its producer should stop."""
+
+    _how = "was cancelled"
 
 
 class CallDepthError(DeliveryError):

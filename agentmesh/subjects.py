@@ -243,6 +243,17 @@ class Subjects:
         """Where stored messages of the stream are republished, with `Nats-Sequence` and `Nats-Last-Sequence`."""
         return f"{self.at('stream', 'live')}.{token('stream id', stream_id)}"
 
+    def all_streams(self) -> str:
+        return f"ai.stream.{self.tenant}.*"
+
+    def stream_control(self, stream_id: str) -> str:
+        """Prompts for the producers of a stream."""
+        return f"ai.agent.control.{self.tenant}.stream.{token('stream id', stream_id)}"
+
+    def stream_controls(self) -> str:
+        """Those of all streams: for subscribing only."""
+        return f"ai.agent.control.{self.tenant}.stream.*"
+
     # -- control
     def control(self, what: str) -> str:
         return f"{self.at('agent', 'control')}.{token('control', what)}"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from agentmesh.errors import BrokerError, ConnectionClosedError, PublishTimeoutError
-from agentmesh.streams import StreamReader
+from agentmesh.streams.follow import Follower
 from agentmesh.tasks import dead, lineage, slot
 from agentmesh.tasks.attempt import Attempt
 from agentmesh.tasks.history import History
@@ -137,13 +137,13 @@ def _tend_without_looking(tend: Callable[..., Any]) -> Callable[..., Any]:
 
 def gaps_unnoticed() -> list[Change]:
     """A reader does not notice that a live message was lost."""
-    on_live = StreamReader._on_live
+    on_live = Follower._on_live
 
-    def trusting(self: StreamReader, message: Any) -> None:
+    def trusting(self: Follower, message: Any) -> None:
         message.headers = {**message.headers, "Nats-Last-Sequence": "0"}
         on_live(self, message)
 
-    return [(StreamReader, "_on_live", trusting)]
+    return [(Follower, "_on_live", trusting)]
 
 
 MUTANTS: dict[str, Callable[[], list[Change]]] = {

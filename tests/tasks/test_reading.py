@@ -92,7 +92,7 @@ async def test_f1_a_reader_that_reconnects_at_random_points_reads_the_same_text(
 
     for point in [*points, words]:
         async with await Transport.connect(TransportOptions(url=server.url)) as transport:
-            events = chunks(Streams(transport, own.subjects).read(job.id, after=last))
+            events = chunks(Streams(transport, own.subjects).events(job.id, after=last))
             async for event in events:
                 parts.append(event.value())
                 last = event
@@ -118,7 +118,7 @@ async def test_f1_a_message_with_many_events_can_be_left_in_its_middle(own: Stag
     seen: list[StreamEvent] = []
 
     while len(seen) < 100:
-        events = streams.read("s", after=seen[-1] if seen else None, follow=False)
+        events = streams.events("s", after=seen[-1] if seen else None, follow=False)
         seen += [await anext(events) for _ in range(4)]
         await events.aclose()
 

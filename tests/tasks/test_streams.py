@@ -36,23 +36,23 @@ async def streams(stage: Stage) -> Streams:
 
 
 async def test_a_stream_that_does_not_exist_is_empty(streams: Streams) -> None:
-    assert await values(streams.read("none", follow=False)) == []
+    assert await values(streams.events("none", follow=False)) == []
 
 
 async def test_what_was_appended_is_read_in_order(streams: Streams) -> None:
     await fill(streams.writer("s"), 3000)
 
-    assert await values(streams.read("s", until=is_end)) == [*range(3000), ""]
+    assert await values(streams.events("s", until=is_end)) == [*range(3000), ""]
 
 
 async def test_readers_that_join_in_the_middle_miss_nothing(streams: Streams) -> None:
     writer = streams.writer("s")
-    readers = [asyncio.create_task(values(streams.read("s", until=is_end)))]
+    readers = [asyncio.create_task(values(streams.events("s", until=is_end)))]
     for number in range(200):
         await writer.append("text", number)
         if number % 40 == 0:
             await writer.flush()
-            readers.append(asyncio.create_task(values(streams.read("s", until=is_end))))
+            readers.append(asyncio.create_task(values(streams.events("s", until=is_end))))
     await writer.append("finish", "")
     await writer.flush()
 
@@ -65,7 +65,7 @@ async def test_events_that_come_fast_are_stored_together_and_a_lone_one_at_once(
     counts = await stage.transport.subjects_of(STREAM, stage.subjects.stream("fast"))
     assert sum(counts.values()) < 200
 
-    reading = streams.read("slow")
+    reading = streams.events("slow")
     waiting = asyncio.ensure_future(anext(reading))
     await streams.writer("slow").append("text", "one")
     assert (await asyncio.wait_for(waiting, 1.0)).value() == "one"
@@ -81,7 +81,7 @@ async def test_a_reader_goes_on_where_it_stopped(streams: Streams) -> None:
     start = 1
 
     while len(seen) < 20:
-        events = streams.read("s", start)
+        events = streams.events("s", start)
         async for event in events:
             seen.append(event.value())
             start = event.sequence + 1
@@ -89,7 +89,7 @@ async def test_a_reader_goes_on_where_it_stopped(streams: Streams) -> None:
                 break
         await events.aclose()
         if len(seen) == 18:
-            seen += await values(streams.read("s", start, follow=False))
+            seen += await values(streams.events("s", start, follow=False))
 
     assert seen == list(range(20))
 
@@ -97,9 +97,9 @@ async def test_a_reader_goes_on_where_it_stopped(streams: Streams) -> None:
 async def test_d9_a_reader_slower_than_the_stream_gets_everything(
     stage: Stage, streams: Streams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentmesh.streams._WAITING", 50)
+    monkeypatch.setattr("agentmesh.streams.follow.WAITING", 50)
     writer = streams.writer("s")
-    events = streams.read("s", until=is_end)
+    events = streams.events("s", until=is_end)
     first = asyncio.ensure_future(anext(events))
     await writer.append("text", 0)
     await writer.flush()
@@ -118,7 +118,7 @@ async def test_d9_a_reader_slower_than_the_stream_gets_everything(
 async def test_a_lost_live_message_is_read_from_the_store(stage: Stage, streams: Streams) -> None:
     writer = streams.writer("s")
     await fill_one(writer, 0)
-    events = streams.read("s", until=is_end)
+    events = streams.events("s", until=is_end)
     assert (await anext(events)).value() == 0
     (subscription,) = [one for one in stage.transport.connection._subscriptions if ".live." in one.subject]
     hear, lost = subscription.callback, itertools.count()
@@ -145,7 +145,7 @@ async def test_two_writers_share_a_stream(streams: Streams) -> None:
     await second.flush()
     await first.append("finish", "")
 
-    events = [event async for event in streams.read("s", until=is_end)]
+    events = [event async for event in streams.events("s", until=is_end)]
 
     assert [event.value() for event in events] == ["a", "b", ""]
     assert events[0].writer == events[2].writer != events[1].writer
@@ -154,7 +154,7 @@ async def test_two_writers_share_a_stream(streams: Streams) -> None:
 async def test_f2_a_stream_survives_the_death_of_the_server(own: Stage, server: Server) -> None:
     await own.client.ensure()
     streams = Streams(own.transport, own.subjects)
-    reading = asyncio.create_task(values(streams.read("s", until=is_end)))
+    reading = asyncio.create_task(values(streams.events("s", until=is_end)))
     writer = streams.writer("s")
     for number in range(100):
         await writer.append("text", number)
@@ -177,11 +177,11 @@ async def test_what_is_no_json_and_what_is_too_large_is_refused(streams: Streams
         await writer.append("text", "x" * 600_000)
     await fill(writer, 1)
 
-    assert await values(streams.read("s", until=is_end)) == [0, ""]
+    assert await values(streams.events("s", until=is_end)) == [0, ""]
 
 
 async def test_a_foreign_message_in_a_stream_is_passed_over(stage: Stage, streams: Streams) -> None:
     await stage.transport.publish_durable(stage.subjects.stream("s"), b"\xff\xfe")
     await fill(streams.writer("s"), 1)
 
-    assert await values(streams.read("s", until=is_end)) == [0, ""]
+    assert await values(streams.events("s", until=is_end)) == [0, ""]

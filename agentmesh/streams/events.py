@@ -1,7 +1,6 @@
-"""Replayable streams: what is appended is stored, seen live, and can be read again from any point.
+"""Events: the documents in which a task tells its progress, its chunks and its history; who writes and reads them.
 
-A stream is one subject, `ai.stream.T.<stream_id>`: progress and chunks of a task (its id is the stream id), or a
-conversation. Its messages are documents with the fields
+The stream is one subject, `ai.stream.T.<task id>`. Its messages are documents with the fields
 
     {"id": "<writer>-<n>", "conversation_id": "<stream id>", "type": "text", "content": "Hel", "timestamp": "…"}
 
@@ -15,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -23,11 +22,9 @@ import msgspec
 
 from agentmesh.errors import InvalidMessageError, PayloadTooLargeError, StreamGapError
 from agentmesh.ids import new_id, now
+from agentmesh.streams.follow import Follower
 from agentmesh.subjects import Subjects
-from agentmesh.transport import Message, Subscription, Transport
-
-STREAM = "STREAMS"
-"""The JetStream stream that holds them all."""
+from agentmesh.transport import Transport
 
 MAX_EVENT = 500 * 1024
 """Bytes of one event."""
@@ -36,12 +33,7 @@ _BATCH = 64 * 1024
 """Bytes of events put together into one message."""
 
 _WAITING = 1_000
-"""Events a writer holds before `append` waits, and messages a reader holds before it reads them again later."""
-
-_LOOK_AGAIN = 2.0
-"""Seconds of silence after which a reader looks for what was stored but not heard: live messages can get lost."""
-
-_REPLAY = 500
+"""Events a writer holds before `append` waits."""
 
 _WRITERS = 1_000
 """Writers of one stream whose numbers a reader remembers."""
@@ -200,22 +192,14 @@ class StreamReader:
     """
 
     def __init__(self, transport: Transport, subjects: Subjects, stream_id: str, *, start: int = 1) -> None:
-        self._transport = transport
-        self._subject = subjects.stream(stream_id)
-        self._live = subjects.live_stream(stream_id)
-        self._start = self._next = max(1, start)
-        self._heard: deque[Message] = deque()
-        self._changed = asyncio.Event()
-        self._missed = False
-        self._finished = False
+        self._follower = Follower(transport, subjects, stream_id, start=start)
+        self._follower.on_repeated = self._check_known
         self._written: dict[str, int] = {}
         """The number of the last event of each writer: the next one has the next number, or something is missing."""
-        self._subscription: Subscription | None = None
 
     def finish(self) -> None:
         """Nothing more will be stored: end after what there is."""
-        self._finished = True
-        self._changed.set()
+        self._follower.finish()
 
     async def events(self) -> AsyncGenerator[StreamEvent, None]:
         """The events, in order.
@@ -223,68 +207,22 @@ class StreamReader:
         Raises:
             StreamGapError: What comes next was dropped or deleted before it was read.
         """
-        self._subscription = await self._transport.subscribe(self._live, self._on_live)
-        try:
-            async for event in self._replayed():
-                yield event
-            while True:
-                async for event in self._live_events():
-                    yield event
-                finished = self._finished
-                if finished or self._missed:
-                    self._missed = False
-                    async for event in self._replayed():
-                        yield event
-                if finished:
-                    return
-                await self._something()
-        finally:
-            await self._subscription.unsubscribe()
-
-    def _on_live(self, message: Message) -> None:
-        if len(self._heard) < _WAITING:
-            self._heard.append(message)
-        else:
-            self._missed = True  # the reader is slow: it reads the rest again from the store
-        self._changed.set()
-
-    async def _replayed(self) -> AsyncIterator[StreamEvent]:
-        while True:
-            batch = await self._transport.messages(STREAM, self._subject, start=self._next, limit=_REPLAY)
-            for stored in batch:
-                self._next = stored.sequence + 1
-                for event in decode_events(stored.data, stored.sequence):
+        async with aclosing(self._follower.messages()) as messages:
+            async for stored in messages:
+                if stored is None:
+                    continue
+                for event in decode_events(stored[1], stored[0]):
                     self._check_number(event)
                     yield event
-            if len(batch) < _REPLAY:
-                return
 
-    async def _live_events(self) -> AsyncIterator[StreamEvent]:
-        while self._heard:
-            message = self._heard.popleft()
-            headers = message.headers or {}
-            sequence = int(headers.get("Nats-Sequence", 0))
-            if sequence < self._next:
-                if sequence >= self._start:
-                    self._check_known(message, sequence)
-                continue
-            if int(headers.get("Nats-Last-Sequence", 0)) >= self._next:  # one in between was not heard
-                async for event in self._replayed():
-                    yield event
-                continue
-            self._next = sequence + 1
-            for event in decode_events(message.data, sequence):
-                self._check_number(event)
-                yield event
-
-    def _check_known(self, message: Message, sequence: int) -> None:
+    def _check_known(self, sequence: int, data: bytes) -> None:
         """Raise StreamGapError for a live message that has the sequence of one that was read, and is not that one:
         the stream was deleted, and begun anew by somebody who did not know where it ended."""
         if not 0 < len(self._written) < _WRITERS:
             return  # not everything that was read is remembered
-        for event in decode_events(message.data, sequence):
+        for event in decode_events(data, sequence):
             if event.writer and event.number > self._written.get(event.writer, -1):
-                raise StreamGapError(self._subject, self._next, sequence)
+                raise StreamGapError(self._follower.subject, self._follower.next, sequence)
 
     def _check_number(self, event: StreamEvent) -> None:
         """Raise StreamGapError if the writer wrote something before it that is not there any more."""
@@ -293,61 +231,7 @@ class StreamReader:
             return
         last = self._written.get(writer)
         if last is not None and number != last + 1:
-            raise StreamGapError(self._subject, last + 1, number)
+            raise StreamGapError(self._follower.subject, last + 1, number)
         if len(self._written) >= _WRITERS:
             del self._written[next(iter(self._written))]
         self._written[writer] = number
-
-    async def _something(self) -> None:
-        """Wait for a live message or the end; after `_LOOK_AGAIN` seconds of silence, look into the store."""
-        if not self._changed.is_set():
-            timer = asyncio.get_running_loop().call_later(_LOOK_AGAIN, self._look)
-            await self._changed.wait()
-            timer.cancel()
-        self._changed.clear()
-
-    def _look(self) -> None:
-        self._missed = True
-        self._changed.set()
-
-
-class Streams:
-    """The replayable streams of a tenant."""
-
-    def __init__(self, transport: Transport, subjects: Subjects) -> None:
-        self._transport = transport
-        self._subjects = subjects
-
-    def writer(self, stream_id: str) -> StreamWriter:
-        """A writer for the stream; any number may write to it."""
-        return StreamWriter(self._transport, self._subjects, stream_id)
-
-    async def read(
-        self,
-        stream_id: str,
-        start: int = 1,
-        *,
-        after: StreamEvent | None = None,
-        until: Callable[[StreamEvent], bool] | None = None,
-        follow: bool = True,
-    ) -> AsyncGenerator[StreamEvent, None]:
-        """Events of the stream, in order: those that are stored, then live.
-
-        Args:
-            stream_id: Which stream. One that does not exist is an empty one.
-            start: Sequence to start at; `event.sequence + 1` goes on behind an event's message.
-            after: Instead of `start`: go on right behind this event, also when others share its message.
-            until: The event that ends the reading; it is yielded, too. None reads until you stop.
-            follow: False ends with what is stored now.
-        """
-        first = start if after is None else after.sequence
-        reader = StreamReader(self._transport, self._subjects, stream_id, start=first)
-        if not follow:
-            reader.finish()
-        async with aclosing(reader.events()) as events:
-            async for event in events:
-                if after is not None and event.sequence == after.sequence and not event.is_behind(after):
-                    continue
-                yield event
-                if until is not None and until(event):
-                    return
