@@ -435,6 +435,29 @@ class BreakerSettings(Table):
     """Seconds until it is tried again."""
 
 
+class DoorSettings(Table):
+    """How clients that are no agents reach the gateway to language models: `[llm.doors]`."""
+
+    enabled: bool = True
+    """Whether there are doors; without them only agents, and what speaks for them, can ask."""
+
+    shared: bool | None = None
+    """Whether to serve the subject that names no tenant, `svc.ai.llm.v1.infer`; unset: only as tenant `default`."""
+
+    capacity: int = Field(default=512, ge=1)
+    """Requests under way at each door of a replica; more are passed on to other replicas, or refused."""
+
+    timeout: Annotated[Duration, Field(gt=0)] = 60.0
+    """Seconds an answer may take, if the client does not say."""
+
+    idle_timeout: Annotated[Duration, Field(gt=0)] = 60.0
+    """Seconds until the next piece of a streamed answer, if the client does not say."""
+
+    responses: bool = False
+    """Whether answers to `ai.gateway.requests.T` are copied to `ai.gateway.responses.T`, where all who listen read
+    them."""
+
+
 class LLMSettings(Table):
     """The gateway to language models, the agent `llm`: `[llm]`."""
 
@@ -453,6 +476,8 @@ class LLMSettings(Table):
     """Whether equal requests at the same time are one call, unless they want a temperature above 0."""
 
     breaker: BreakerSettings = BreakerSettings()
+
+    doors: DoorSettings = DoorSettings()
 
     budget: ModelBudgetSettings = ModelBudgetSettings()
     """What each tenant may use."""

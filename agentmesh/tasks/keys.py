@@ -35,7 +35,7 @@ PAUSES = (0.02, 0.05, 0.1, 0.2)
 
 LONGEST_KEY = 256
 
-Kind = Literal["ask", "task", "tool"]
+Kind = Literal["ask", "task", "tool", "infer"]
 """Each has keys of its own."""
 
 NOTHING = msgspec.Raw(b"null")

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from agentmesh.agent import Agent, handler
 from agentmesh.agents.llm.backends import ModelBackend
+from agentmesh.agents.llm.doors import Doors
 from agentmesh.agents.llm.messages import (
     Generate,
     GenerationParameters,
@@ -57,12 +58,18 @@ class LLMGateway(Agent):
         self._table = Table(models or {}, settings)
         self._settings = settings
         self._pipeline: Pipeline
+        self._doors: Doors | None = None
 
     async def on_start(self) -> None:
         self._pipeline = Pipeline(self.mesh.transport, self.mesh.subjects, self._table, self._settings)
         await self._pipeline.start()
+        if self._settings.doors.enabled:
+            self._doors = Doors(self.mesh, self.generate, self._settings.doors)
+            await self._doors.open()
 
     async def on_stop(self) -> None:
+        if self._doors is not None:
+            await self._doors.close()
         await self._pipeline.stop()
 
     async def generate(self, request: LLMRequest, tenant: str = "") -> AsyncGenerator[LLMPart, None]:
