@@ -18,9 +18,10 @@ The reply type is part of the message class, so type checkers know what `ask` re
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from types import new_class
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -31,6 +32,7 @@ from agentmesh.limits import Limit, rules
 from agentmesh.subjects import PRIORITIES, token
 
 R = TypeVar("R")
+M = TypeVar("M", bound="Message")
 
 
 class Message(BaseModel):
@@ -165,6 +167,30 @@ class Terminated(Event):
 def wire_name(message_type: type[Message]) -> str:
     """The name of a message type on the wire."""
     return message_type._wire_name
+
+
+def untyped(base: type[M], kind: str, content: Mapping[str, Any], **keywords: Any) -> M:
+    """A message of a type that only the receiver knows; the receiver checks the fields.
+
+    Args:
+        base: `Event`, `Request[Any]` or `Task[Any]`.
+        kind: Its name on the wire.
+        content: Its fields.
+        keywords: Of the class, such as `durable`.
+
+    Raises:
+        InvalidNameError: No message can be called that.
+    """
+    made: type[M] = _untyped(base, token("message type", kind), tuple(keywords.items()))
+    return made.model_validate(content)
+
+
+@lru_cache(maxsize=256)
+def _untyped(base: type[M], kind: str, keywords: tuple[tuple[str, Any], ...]) -> type[M]:
+    any_field = ConfigDict(extra="allow")
+    more = {"name": kind, **dict(keywords)}
+    made: type[M] = new_class(kind, (base,), more, lambda body: body.update(model_config=any_field))
+    return made
 
 
 def schema(kind: Any) -> dict[str, Any]:

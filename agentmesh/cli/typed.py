@@ -6,14 +6,16 @@ import json
 import sys
 from datetime import datetime
 from pathlib import Path
-from types import new_class
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from agentmesh.errors import InvalidScheduleError, UsageError
 
-M = TypeVar("M")
+if TYPE_CHECKING:
+    from agentmesh.messages import Message
+
+M = TypeVar("M", bound="Message")
 
 At = Annotated[
     str | None,
@@ -22,20 +24,10 @@ At = Annotated[
 
 
 def message(base: type[M], kind: str, content: dict[str, Any], **keywords: Any) -> M:
-    """A message of a type that only the receiver knows; the receiver checks the fields.
+    """See `agentmesh.messages.untyped`; what it needs is imported when it is called."""
+    from agentmesh.messages import untyped
 
-    Args:
-        base: `Event`, `Request[Any]` or `Task[Any]`.
-        kind: Its name on the wire.
-        content: Its fields.
-        keywords: Of the class, such as `durable`.
-    """
-    from pydantic import ConfigDict
-
-    any_field = ConfigDict(extra="allow")
-    made: Any = new_class(kind, (base,), {"name": kind, **keywords}, lambda body: body.update(model_config=any_field))
-    built: M = made.model_validate(content)
-    return built
+    return untyped(base, kind, content, **keywords)
 
 
 def content(text: str | None, kind: str | None, data: str | None, plain: str) -> tuple[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from agentmesh.gateway.errors import ErrorCode, refused
 from agentmesh.gateway.limits import Usage
 from agentmesh.gateway.metrics import GatewayMetrics
 from agentmesh.gateway.options import GatewayOptions, KeyOptions
+from agentmesh.metrics import metrics_of
 from agentmesh.subjects import Subjects
 from agentmesh.transport import Transport
 
@@ -73,7 +74,7 @@ class Gateway:
         self.transport = transport
         self.tenant = tenant
         self.agents = frozenset(agents)
-        self.metrics = GatewayMetrics()
+        self.metrics = GatewayMetrics(metrics_of(transport))
         self.shutdown = asyncio.Event()
         """Set when the gateway stops: every open stream ends then."""
         self._clients: dict[str, Client] = {}
@@ -115,11 +116,11 @@ class Gateway:
             HttpError: 429, the key has as many open as it may.
         """
         async with caller.usage.stream():
-            self.metrics.streams += 1
+            self.metrics.stream(1)
             try:
                 yield
             finally:
-                self.metrics.streams -= 1
+                self.metrics.stream(-1)
 
     def timeout(self, route: str, wanted: float | None = None) -> float:
         """Seconds a request may take.

@@ -8,6 +8,7 @@ from starlette.routing import BaseRoute, Route
 
 from agentmesh.gateway.gateway import Gateway
 from agentmesh.gateway.readiness import Readiness
+from agentmesh.metrics import CONTENT_TYPE, collect
 from agentmesh.version import __version__
 
 
@@ -29,7 +30,8 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         return JSONResponse({"status": "ok", "routes": len(request.scope["router"].routes)})
 
     async def metrics(request: Request) -> Response:
-        """Counters for Prometheus."""
-        return PlainTextResponse(gateway.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        """Figures of all processes of the mesh, as Prometheus reads them."""
+        subjects = gateway.client(gateway.caller(request).tenant).subjects
+        return PlainTextResponse(await collect(gateway.transport, subjects), media_type=CONTENT_TYPE)
 
     return [Route("/health", health), Route("/ready", ready), Route("/metrics", metrics)]

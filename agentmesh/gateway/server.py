@@ -21,6 +21,9 @@ from agentmesh.gateway.app import make_app
 from agentmesh.gateway.gateway import Gateway
 from agentmesh.gateway.options import DEFAULT_PORT, address
 from agentmesh.gateway.protocol import protocol
+from agentmesh.metrics import METRICS
+from agentmesh.metrics import serve as serve_metrics
+from agentmesh.transport import Subscription
 
 MAX_CONNECTIONS = 4096
 SPARE_FILES = 128
@@ -62,6 +65,7 @@ class HttpServer:
         self.url = ""
         """Known once it is started."""
         self._server: _Server | None = None
+        self._metrics: Subscription | None = None
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -93,6 +97,8 @@ class HttpServer:
         up.cancel()
         if self._serving.done():
             self._serving.result()
+        subjects = self.gateway.client(self.gateway.tenant).subjects
+        self._metrics = await serve_metrics(self.gateway.transport, subjects.control(METRICS), "gateway")
 
     async def stop(self, grace: float) -> None:
         """Take no more requests, end the streams, and give what is under way `grace` seconds; then cut it off."""
@@ -109,6 +115,8 @@ class HttpServer:
         await asyncio.wait([serving], timeout=1.0)
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
+        if self._metrics is not None:
+            await self._metrics.unsubscribe()
 
 
 def _listen(host: str, port: int) -> socket.socket:
