@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
@@ -50,6 +50,9 @@ from agentmesh.tasks.use import Limits
 from agentmesh.tooling import ToolClient
 from agentmesh.transport import Inbox, Transport, is_no_responders
 from agentmesh.transport import Message as WireMessage
+
+if TYPE_CHECKING:
+    from agentmesh.facade import NATSClient
 
 R = TypeVar("R")
 
@@ -100,6 +103,7 @@ class Client:
         self._watches: dict[str, Watch] = {}
         self._bounces: dict[str, Inbox] = {}
         self._quiet_until: dict[str, float] = {}
+        self._nats: NATSClient | None = None
 
     def bound(self, identity: str) -> Client:
         """The same connection under another name."""
@@ -581,6 +585,21 @@ class Client:
     async def resume_all(self) -> list[str]:
         """Take back `pause_all`; agents that were paused by name stay paused."""
         return await Orders(self.transport, self.subjects).resume()
+
+    # ------------------------------------------------------------ subjects and bytes
+    @property
+    def nats(self) -> NATSClient:
+        """Publish, subscribe and request by subject, with the keywords of the guides; see `agentmesh.facade`."""
+        if self._nats is None:
+            from agentmesh.facade import NATSClient
+
+            self._nats = NATSClient.on(self.transport, self.subjects)
+        return self._nats
+
+    async def end_nats(self) -> None:
+        """End the subscriptions made through `nats`."""
+        if self._nats is not None:
+            await self._nats.close()
 
     # ------------------------------------------------------------ services
     def memory(self, namespace: str) -> Memory:

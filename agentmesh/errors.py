@@ -14,12 +14,16 @@
     │   ├── BrokerTooOldError
     │   ├── BrokerStartError
     │   ├── ConnectionLostError
-    │   │   └── ConnectionClosedError   … by ourselves: nothing will work any more
+    │   │   ├── ConnectionClosedError   … by ourselves: nothing will work any more
+    │   │   └── NatsConnectionError     … said by `mesh.nats`: also a built-in ConnectionError
     │   ├── PermissionDeniedError
     │   ├── PayloadTooLargeError
     │   ├── PublishTimeoutError         a durable write was not confirmed: its fate is unknown
     │   ├── StreamFullError             the stream or queue refuses more
     │   ├── SequenceConflictError       somebody else wrote first (compare-and-set)
+    │   ├── NoStreamError               nothing keeps what is published there
+    │   ├── CapturedSubjectError        a stream answered a request itself
+    │   ├── BatchPublishError           some of many were not published
     │   ├── ConsumerGoneError           the consumer a worker pulls from was deleted
     │   ├── JetStreamUnavailableError   a restart or an election: worth trying again
     │   └── JetStreamError              any other refusal by JetStream, with its code
@@ -35,6 +39,7 @@
     │   ├── AgentPausedError            … by somebody; nothing was done
     │   ├── QuarantinedError            messages like this one ended the agent again and again
     │   ├── DeadlineExceededError
+    │   │   └── NatsTimeoutError        … said by `mesh.nats`: also a built-in TimeoutError
     │   ├── StreamIdleError
     │   ├── StreamGapError
     │   ├── RunEndedError               a producer's run is over; nothing more of it is stored
@@ -279,6 +284,10 @@ class ConnectionClosedError(ConnectionLostError):
     """We closed the connection ourselves; trying again is of no use."""
 
 
+class NatsConnectionError(ConnectionLostError, ConnectionError):
+    """What `mesh.nats` raises without a connection; code that catches the built-in `ConnectionError` catches it."""
+
+
 class PermissionDeniedError(BrokerError):
     """The broker does not let this user publish or subscribe there."""
 
@@ -343,6 +352,49 @@ class SequenceConflictError(BrokerError):
 
     def __str__(self) -> str:
         return f"{self.subject!r} was written by somebody else (expected sequence {self.expected})"
+
+
+class NoStreamError(BrokerError):
+    """A durable publish or subscription on a subject that no stream keeps; nothing was stored."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(subject)
+        self.subject = subject
+
+    def __str__(self) -> str:
+        return f"no stream keeps {self.subject!r}; make one that captures it, or leave out durable=True"
+
+
+class CapturedSubjectError(BrokerError):
+    """A stream keeps the subject of a request, and confirmed it in the place of an answer."""
+
+    def __init__(self, subject: str, stream: str) -> None:
+        super().__init__(subject, stream)
+        self.subject = subject
+        self.stream = stream
+
+    def __str__(self) -> str:
+        return (
+            f"the stream {self.stream} keeps {self.subject!r} and answered the request itself; "
+            "publish there, or narrow its subjects (agentmesh check)"
+        )
+
+
+class BatchPublishError(BrokerError):
+    """Some messages of a batch were not published; the others were."""
+
+    def __init__(self, failed: int, total: int, first: int, problem: str) -> None:
+        super().__init__(failed, total, first, problem)
+        self.failed = failed
+        self.total = total
+        self.first = first
+        """Position in the batch of the first one, from 0."""
+        self.problem = problem
+        self.errors: dict[int, BaseException] = {}
+        """By position, where it was raised."""
+
+    def __str__(self) -> str:
+        return f"{self.failed} of {self.total} messages were not published; number {self.first}: {self.problem}"
 
 
 class ConsumerGoneError(BrokerError):
@@ -547,6 +599,10 @@ class DeadlineExceededError(DeliveryError):
 
     def __str__(self) -> str:
         return f"{self.what}: no answer within {self.timeout:g} s"
+
+
+class NatsTimeoutError(DeadlineExceededError, TimeoutError):
+    """What `mesh.nats` raises at the deadline; code that catches the built-in `TimeoutError` catches it."""
 
 
 class StreamIdleError(DeliveryError):

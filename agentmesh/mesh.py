@@ -212,6 +212,7 @@ class Mesh(Client):
                 ending.push_async_callback(self._reconciler.stop)
             if self._host is not None:
                 ending.push_async_callback(self._host.drain, grace if self.transport.is_connected else 0.0)
+            ending.push_async_callback(self.end_nats)
             if self._sync is not None:
                 ending.push_async_callback(asyncio.to_thread, self._sync.close)
             self._local = self._host = self._reconciler = None

@@ -244,6 +244,7 @@ class AgentCell:
         if self._life is not life:
             return  # somebody else ended it at the same time
         self._life = None
+        await self.client.end_nats()  # the next life makes its own
         if hooks:
             if life.cause is not None:
                 await self._last_words("on_failure", life.instance.on_failure(*life.cause))

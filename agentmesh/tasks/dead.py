@@ -93,9 +93,11 @@ async def withdraw(transport: Transport, subjects: Subjects, task_id: str) -> No
     await transport.purge(DEAD, subjects.dead(task_id))
 
 
-async def bury_message(transport: Transport, subjects: Subjects, delivery: Delivery, reason: str) -> None:
-    """Give up a durable event: dead letter, and off its mailbox."""
-    letter = _letter(delivery, reason, f"event-{delivery.sequence}")
+async def bury_message(
+    transport: Transport, subjects: Subjects, delivery: Delivery, reason: str, *, letter_id: str = ""
+) -> None:
+    """Give up a durable event, or a message of another stream (with an id for it): dead letter, and off its stream."""
+    letter = _letter(delivery, reason, letter_id or f"event-{delivery.sequence}")
     letter.kind = "event"
     letter.agent_id = delivery.subject.rpartition(".")[2]
     letter.attempts = delivery.attempt

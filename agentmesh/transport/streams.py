@@ -228,8 +228,9 @@ class Admin:
         found = await self._api.find(f"CONSUMER.INFO.{spec.stream}.{spec.name}")
         if found is None:
             subject = f"CONSUMER.CREATE.{spec.stream}.{spec.name}"
-            if "filter_subject" in wanted:  # lets an account's permissions see what is filtered
-                subject += f".{wanted['filter_subject']}"
+            one = wanted.get("filter_subject", "")
+            if one and not {"*", ">"} & set(one.split(".")):  # lets an account's permissions see what is filtered
+                subject += f".{one}"
             try:
                 await self._api.call(subject, {"stream_name": spec.stream, "config": wanted, "action": "create"})
                 return

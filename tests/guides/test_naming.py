@@ -94,6 +94,9 @@ async def test_everything_works_under_a_scheme_and_a_queue_group_of_ones_own(mes
     assert await job.result(timeout=20) == 49
     assert await delayed.result(timeout=20) == 9
     await mesh.publish("news.today", News(text="rain"))
+    document = b'{"task_id": "by-hand", "task_type": "Square", "parameters": {"number": 5}}'
+    await mesh.nats.publish(subject=get_topic("agent", "tasks", "tenant_123"), payload=document)
+    assert await mesh.job("by-hand", Square).result(timeout=20) == 25
 
     async with asyncio.timeout(20):
         assert {await heard.get(), await heard.get()} == {"kept", "rain"}

@@ -239,6 +239,18 @@ async def test_the_page_about_supervision_runs(mesh: Mesh, spawn: Spawn) -> None
     assert await guard.ask(names["Status"]()) == ["worker.0 on : it is not there; 0 left"]
 
 
+async def test_the_page_about_the_guides_runs(nats_server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, naming = blocks(ROOT / "docs/guides.md", "python")
+    names: dict[str, Any] = {"__name__": "__main__"}
+    monkeypatch.setenv("NATS_URL", nats_server.url)
+
+    for code in (used, naming):
+        await run_block(code, "guides.md", names)
+
+    assert names["codec"].decode(names["reply"].data)["response"] == "hello"
+    assert names["ours"].mailbox("a") == "custom.agent.message.tenant_123.a"
+
+
 async def test_the_page_about_testing_runs(tmp_path: Path) -> None:
     (code,) = blocks(ROOT / "docs/testing.md", "python")
     agent = """

@@ -30,7 +30,7 @@ CORE = [
         "tasks",
         "metrics",
     },
-    {"lease", "happenings", "orders", "deathwatch", "refs", "client", "brokercheck"},
+    {"lease", "happenings", "orders", "deathwatch", "refs", "client", "facade", "brokercheck"},
     {"agent"},
     {"supervisor", "crashes", "figures", "flight", "host", "local", "sync", "mesh", "node"},
     {"gateway"},
