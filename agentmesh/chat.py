@@ -26,9 +26,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from agentmesh.errors import InvalidMessageError
 from agentmesh.messages import Prompt, Request, Task
 from agentmesh.registry import AgentInfo, discover
+from agentmesh.tasks import slot
 
 if TYPE_CHECKING:
     from agentmesh.client import Client
+    from agentmesh.streams import Chunk, Streams
 
 RELAY = "conversations"
 """The agent that answers turns for agents that take no `Turn` themselves: see `agentmesh.agents.chat`."""
@@ -151,6 +153,115 @@ async def chat_agents(client: Client) -> list[AgentInfo]:
 def can_chat(info: AgentInfo) -> bool:
     """Whether the agent takes `Chat` or `Prompt`."""
     return any(message.name in ("Chat", "Prompt") for message in info.messages)
+
+
+class Transcript:
+    """What a conversation comes to: its messages, and which turns have ended. Built from its chunks, in order.
+
+    A turn is one run: what the user said (epoch 0), and the answer to it. Of an answer that was begun again, only the
+    last take counts.
+    """
+
+    def __init__(self) -> None:
+        self.last: Chunk | None = None
+        """The last chunk taken."""
+        self._turns: dict[str, _Said] = {}
+        self._foreign = 0
+
+    def take(self, chunk: Chunk) -> None:
+        """The next chunk."""
+        self.last = chunk
+        run_id = chunk.run_id or f"/{self._foreign}"  # what other programs wrote has no run: a turn ends with its end
+        turn = self._turns.setdefault(run_id, _Said())
+        turn.take(chunk)
+        if chunk.is_final and not chunk.run_id:
+            self._foreign += 1
+
+    def messages(self, until: str = "") -> list[ChatMessage]:
+        """The messages, oldest first; up to the question of the run `until`, if there is such a run."""
+        found: list[ChatMessage] = []
+        for run_id, turn in self._turns.items():
+            found += turn.messages(question_only=run_id == until)
+            if run_id == until:
+                break
+        return found
+
+    def epoch(self, run_id: str) -> int:
+        """The last take of the run; 0 before the first."""
+        return self._turns[run_id].epoch if run_id in self._turns else 0
+
+    def end(self, run_id: str) -> str:
+        """Kind of the chunk that ended the run's last take; empty while it is open."""
+        return self._turns[run_id].end if run_id in self._turns else ""
+
+    def answer(self, run_id: str) -> str:
+        """The text of the answer."""
+        return "".join(self._turns[run_id].answer) if run_id in self._turns else ""
+
+
+class _Said:
+    """One turn."""
+
+    __slots__ = ("answer", "asked", "end", "epoch")
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        """Role and text."""
+        self.answer: list[str] = []
+        self.epoch = 0
+        self.end = ""
+
+    def take(self, chunk: Chunk) -> None:
+        if chunk.is_final:
+            self.end = chunk.type
+        elif chunk.role in ("user", "system"):
+            self.asked.append((chunk.role, chunk.content))
+        elif chunk.epoch >= self.epoch:
+            if chunk.epoch > self.epoch or chunk.type == "restarted":
+                self.answer, self.epoch, self.end = [], chunk.epoch, ""
+            if chunk.type == "text":
+                self.answer.append(chunk.content)
+
+    def messages(self, *, question_only: bool) -> Iterable[ChatMessage]:
+        for role, text in self.asked:
+            yield ChatMessage(role="system" if role == "system" else "user", content=text)
+        if self.answer and not question_only:
+            yield ChatMessage(role="assistant", content="".join(self.answer))
+
+
+async def transcript(streams: Streams, conversation_id: str) -> Transcript:
+    """What is stored of a conversation now."""
+    read = Transcript()
+    async with aclosing(streams.read(conversation_id, follow=False)) as chunks:
+        async for chunk in chunks:
+            read.take(chunk)
+    return read
+
+
+async def history(streams: Streams, conversation_id: str) -> list[ChatMessage]:
+    """The messages of a stored conversation, oldest first. An answer that was cut off counts as far as it came."""
+    return (await transcript(streams, conversation_id)).messages()
+
+
+async def settle(client: Client, conversation_id: str, run_id: str) -> bool:
+    """Give a run its end, if its task was decided without writing one: cancelled, expired, dead …
+
+    Anybody may call it, at any time and more than once.
+
+    Returns:
+        Whether the task is decided, so that the run has an end now.
+    """
+    outcome = await slot.read(client.transport, client.subjects, run_id, latest=True)
+    if outcome is None:
+        return False
+    if outcome.status == "cancelled":
+        await client.streams.cancel(conversation_id, run_id=run_id, reason=outcome.reason)
+    elif outcome.status == "completed":
+        await client.streams.end(conversation_id, run_id, "finish")
+    else:
+        reason = outcome.reason or f"the task that was to answer is {outcome.status}"
+        await client.streams.end(conversation_id, run_id, "error", reason)
+    return True
 
 
 def _last_said(messages: Iterable[ChatMessage]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from agentmesh.agent import Agent, default_name
+from agentmesh.chat import RELAY
 from agentmesh.config import AgentSettings, GroupSettings, HttpSettings, KeySettings, Settings
 from agentmesh.errors import ConfigError, UsageError
 from agentmesh.gateway.keys import stored
@@ -152,6 +153,8 @@ def _ready_made(settings: Settings) -> Iterator[AgentPlan]:
                 "llm": settings.llm.model_dump(exclude_unset=True),
             },
         )
+    if settings.http.enabled and settings.http.conversations and RELAY not in settings.agents:
+        yield AgentPlan(RELAY, "agentmesh.agents.chat:Conversations")
 
 
 def _schedules(settings: Settings) -> Iterator[SchedulePlan]:
@@ -208,6 +211,7 @@ def _http(http: HttpSettings) -> GatewayOptions:
         write_timeout=http.write_timeout,
         timeout=http.timeout,
         routes={route: entry.timeout for route, entry in http.routes.items()},
+        chat_agent=http.chat_agent,
         access_log=http.access_log,
         debug=http.debug,
     )

@@ -575,6 +575,12 @@ class HttpSettings(Table):
     write_timeout: Annotated[Duration, Field(gt=0)] = 30.0
     """Seconds a client may take nothing of its answer."""
 
+    conversations: bool = True
+    """Whether `agentmesh up` runs the agent `conversations`, which answers stored conversations, too."""
+
+    chat_agent: str = ""
+    """The agent that answers `POST /chat` when the request names none; unset: the only one that can, or `llm`."""
+
     access_log: bool = True
     """A line for each request, without what is in it."""
 

@@ -133,6 +133,28 @@ def explained(error: BaseException, *, debug: bool = False) -> HttpError:
     return refused(_Code.INTERNAL if pause is None else _Code.UNAVAILABLE, str(error), retry_after=pause)
 
 
+_OPENAI_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+def openai_document(error: HttpError) -> dict[str, Any]:
+    """An error as clients of the OpenAI API know it, for paths below `/v1/`."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": _OPENAI_TYPES.get(error.status, "server_error"),
+            "param": error.details.get("parameter"),
+            "code": error.details.get("openai_code") or str(error.code),
+        }
+    }
+
+
 def _remote(error: RemoteError, debug: bool) -> HttpError:
     details: dict[str, Any] = {"agent": error.agent, "error_type": error.error_type}
     if error.error_type == "Reject":  # said on purpose, to whoever asks

@@ -52,6 +52,7 @@ class Call:
 
     request_id: str
     trace_id: str = ""
+    path: str = ""
     caller: Caller | None = None
     rejected: bool = True
     """Until all checks have let it through."""

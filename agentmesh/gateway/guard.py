@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agentmesh.errors import AgentMeshError, HttpError
 from agentmesh.gateway.access import Access, check_head, headers_of, is_public
 from agentmesh.gateway.body import Body
-from agentmesh.gateway.errors import explained
+from agentmesh.gateway.errors import explained, openai_document
 from agentmesh.gateway.gateway import CALL, Call, Gateway, unauthenticated
 from agentmesh.ids import new_id
 
@@ -44,6 +45,7 @@ class Guard:
         began = time.monotonic()
         headers = headers_of(scope)
         call = scope[CALL] = _call(headers)
+        call.path = scope["path"]
         options = self._gateway.options
         body = Body(scope, receive, limit=options.max_body, timeout=options.body_timeout)
         answer = Answer(send, {**_echoed(call, headers), **self._access.cors(headers)})
@@ -89,14 +91,7 @@ class Guard:
             return
         if call.rejected:
             self._gateway.metrics.rejected(error.code)
-        document = {
-            "error": {
-                "code": str(error.code),
-                "message": error.message,
-                "details": error.details,
-                "request_id": call.request_id,
-            }
-        }
+        document = openai_document(error) if call.path.startswith("/v1/") else _document(error, call)
         headers = {"content-type": "application/json", **{k.lower(): v for k, v in error.headers.items()}}
         if body.pending and error.status in (400, 408, 413, 415, 431):
             headers["connection"] = "close"
@@ -154,6 +149,17 @@ class Answer:
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
         """All of it."""
         await self.begin(status, headers, body, more=False)
+
+
+def _document(error: HttpError, call: Call) -> dict[str, Any]:
+    return {
+        "error": {
+            "code": str(error.code),
+            "message": error.message,
+            "details": error.details,
+            "request_id": call.request_id,
+        }
+    }
 
 
 def _call(headers: Mapping[str, str]) -> Call:

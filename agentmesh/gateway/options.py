@@ -67,6 +67,8 @@ class GatewayOptions:
     """Seconds a request may take, where its route says nothing else."""
     routes: Mapping[str, float] = field(default_factory=dict)
     """Seconds for single routes, such as `POST /ai/llm/infer`."""
+    chat_agent: str = ""
+    """Who answers a chat that names nobody; empty: the only agent that can, or `llm`."""
     access_log: bool = True
     """A line for each request."""
     debug: bool = False

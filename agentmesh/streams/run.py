@@ -83,6 +83,7 @@ class Run:
         epoch: int = 1,
         role: str = "assistant",
         owner: str = "",
+        own_task: bool = False,
         ttl: float | None = None,
         interrupt: bool = True,
         since: tuple[int, int] | None = None,
@@ -97,7 +98,7 @@ class Run:
         """The last chunk that is stored."""
         self._ensure = ensure
         self._post = post
-        self._owner = owner
+        self._owner = self.run_id if own_task else owner
         self._interrupt = interrupt
         self._known = run_id is not None
         """Others may have written under this run's id."""

@@ -77,6 +77,7 @@ class Streams:
         epoch: int = 1,
         role: str = "assistant",
         owner: str = "",
+        own_task: bool = False,
         durable: bool = False,
         ttl: float | None = None,
         interrupt: bool = True,
@@ -92,6 +93,7 @@ class Streams:
             role: Who speaks.
             owner: Id of the task that decides how the run ends. While it is undecided nobody ends the run: neither
                 leaving the block without a terminal chunk, nor those who find that no producer is alive.
+            own_task: Its owner is a task that has the run's id.
             durable: The same without a task: only you end the run.
             ttl: Seconds until its chunks go by themselves; None keeps them as long as the stream does.
             interrupt: Cancel the task that runs the block when the run is cancelled or taken over.
@@ -111,6 +113,7 @@ class Streams:
             epoch=epoch,
             role=role,
             owner=owner or ("*" if durable else ""),
+            own_task=own_task,
             ttl=ttl,
             interrupt=interrupt,
             since=parse_cursor(since) if since else None,
@@ -128,6 +131,14 @@ class Streams:
             False: there is no such run, or it has ended.
         """
         return await self._end_run(conversation_id, run_id, CANCELLED, reason or "cancelled")
+
+    async def end(self, conversation_id: str, run_id: str, kind: str, content: str = "") -> bool:
+        """End a run for its producer, which is gone or will never be: with `finish`, `error` or `cancelled`.
+
+        Returns:
+            False: there is no such run, or it has ended.
+        """
+        return await self._end_run(conversation_id, run_id, kind, content)
 
     async def _end_run(
         self, conversation_id: str, run_id: str, kind: str, content: str, epoch: int | None = None

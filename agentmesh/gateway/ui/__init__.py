@@ -1,0 +1,5 @@
+"""The chat page: static files, no build step, nothing from elsewhere."""
+
+from agentmesh.gateway.ui.pages import routes
+
+__all__ = ["routes"]

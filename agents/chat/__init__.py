@@ -1,0 +1,5 @@
+"""Chats that survive: the agent that answers stored conversations."""
+
+from agentmesh.agents.chat.relay import Conversations
+
+__all__ = ["Conversations"]

@@ -1,0 +1,120 @@
+"""`Conversations`: answers turns of stored conversations, for agents that only know how to answer.
+
+A turn is a task, so it is answered whatever dies meanwhile. The answer streams from the agent into the conversation as
+one run: its id is the task's, and each attempt is a take (epoch) of its own. When a worker is killed, the next attempt
+takes the run over: the broker refuses what the old one may still write, and readers drop what it wrote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from agentmesh import Agent, Reject, Retry, TaskContext, handler
+from agentmesh.chat import RELAY, ChatMessage, ChatPart, Transcript, Turn, talk, transcript
+from agentmesh.errors import (
+    AgentMeshError,
+    AgentPausedError,
+    AgentStoppedError,
+    BrokerError,
+    MailboxFullError,
+    NoSuchAgentError,
+    RunCancelledError,
+    RunEndedError,
+    RunReplacedError,
+    StreamGapError,
+    StreamIdleError,
+)
+from agentmesh.streams import Run
+
+PASSING = (
+    *(AgentPausedError, AgentStoppedError, BrokerError, MailboxFullError),
+    *(NoSuchAgentError, StreamGapError, StreamIdleError),
+)
+"""Failures that may be gone at the next attempt."""
+
+GIVEN_UP_AFTER = 30.0
+"""Seconds without any part after which it is asked whether the agent is still there."""
+
+log = logging.getLogger("agentmesh.agents.chat")
+
+
+class Conversations(Agent):
+    """Answers stored conversations: takes a turn, asks the agent it is for, and streams the answer into it."""
+
+    name = RELAY
+    concurrency = 256  # a turn only waits and passes on
+
+    @handler
+    async def on_turn(self, turn: Turn, context: TaskContext) -> str:
+        """The text of the answer."""
+        said = await transcript(self.mesh.streams, turn.conversation_id)
+        if said.end(turn.run_id) in ("finish", "cancelled"):  # an attempt before this one died between end and result
+            return await self._ended(turn, context, said.answer(turn.run_id))
+        try:
+            return await self._answer(turn, context, said)
+        except RunReplacedError as error:
+            raise Retry(1.0, str(error)) from error
+        except RunCancelledError:
+            return await self._ended(turn, context, "", cancelled=True)
+        except asyncio.CancelledError:
+            await self._cancelled(turn, context)
+            raise
+
+    async def _answer(self, turn: Turn, context: TaskContext, said: Transcript) -> str:
+        # A task that was given back by a node that stops counts as no attempt, so the take may be further on.
+        epoch = max(context.attempt, said.epoch(turn.run_id) + 1)
+        run = self.mesh.streams.run(
+            turn.conversation_id,
+            run_id=turn.run_id,
+            epoch=epoch,
+            owner=context.task_id,
+            since=said.last.cursor if said.last is not None else "",
+        )
+        async with run:
+            try:
+                return await self._pass_on(turn, said.messages(until=turn.run_id), run)
+            except RunEndedError:
+                raise
+            except Exception as error:  # the edge to the agent: whatever it raises is the end of this take
+                log.warning("turn %s: %s failed", turn.run_id, turn.agent, exc_info=error)
+                last = context.attempt >= Turn.policy().max_attempts
+                if isinstance(error, PASSING) and not last:
+                    raise
+                await run.fail(error if isinstance(error, AgentMeshError) else "the answer could not be completed")
+                raise Reject(f"{turn.agent}: {error}") from error
+
+    async def _pass_on(self, turn: Turn, messages: list[ChatMessage], run: Run) -> str:
+        text: list[str] = []
+        end: ChatPart | None = None
+        async with aclosing(self._parts(turn, messages)) as parts:
+            async for part in parts:
+                if part.type == "finish":
+                    end = part
+                    continue
+                if part.type == "text":
+                    text.append(part.content)
+                await run.send(part.content, type=part.type, data=part.data)
+        await run.finish(data=end.data if end is not None else None)
+        return "".join(text)
+
+    def _parts(self, turn: Turn, messages: list[ChatMessage]) -> AsyncGenerator[ChatPart, None]:
+        agent, _, model = turn.agent.partition("/")
+        return talk(self.mesh, agent, messages, conversation_id=turn.conversation_id, model=model, params=turn.params)
+
+    async def _ended(self, turn: Turn, context: TaskContext, text: str, *, cancelled: bool = False) -> str:
+        """The run has its end: so has the task."""
+        if cancelled:
+            with contextlib.suppress(BrokerError):
+                await self.mesh.tasks.cancel(context.task_id, by="the reader of the conversation")
+        return text
+
+    async def _cancelled(self, turn: Turn, context: TaskContext) -> None:
+        """If it is the task that was cancelled, so is the run; if this node stops, another one goes on with both."""
+        with contextlib.suppress(AgentMeshError, TimeoutError):
+            async with asyncio.timeout(5.0):
+                if (await self.mesh.tasks.get(context.task_id)).state == "cancelled":
+                    await self.mesh.streams.cancel(turn.conversation_id, run_id=turn.run_id)

@@ -1,0 +1,89 @@
+"""Agents to chat with, for tests: they say as many tokens as they are asked for, as fast as they are asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+
+from agentmesh import Agent, Prompt, handler
+from agentmesh.chat import Chat, ChatPart
+
+
+def number(name: str, text: str, otherwise: int) -> int:
+    """`pace=20` in a text."""
+    found = re.search(rf"\b{name}=(\d+)", text)
+    return int(found[1]) if found else otherwise
+
+
+def tokens(count: int) -> list[str]:
+    """Numbered, so that a missing or doubled one is seen."""
+    return [f"t{number} " for number in range(count)]
+
+
+class Counter(Agent):
+    """Says numbered tokens: `tokens=40 pace=20` (milliseconds each); `fail=7` fails after that many."""
+
+    concurrency = 200
+
+    @handler
+    async def on_chat(self, chat: Chat) -> AsyncIterator[ChatPart]:
+        """A token at a time."""
+        said = chat.messages[-1].content
+        count, pace, fail = number("tokens", said, 10), number("pace", said, 0), number("fail", said, -1)
+        for at, token in enumerate(tokens(count)):
+            if at == fail:
+                raise ValueError("secret path /home/ada")
+            yield ChatPart(content=token)
+            await asyncio.sleep(pace / 1000)
+        yield ChatPart(type="usage", data={"prompt_tokens": 3, "completion_tokens": count, "total_tokens": count + 3})
+        yield ChatPart(type="finish", data={"finish_reason": "stop"})
+
+
+class Parrot(Agent):
+    """Says what it heard: takes a prompt, and knows nothing of chats."""
+
+    @handler
+    async def on_prompt(self, prompt: Prompt) -> str:
+        """The same, louder."""
+        return prompt.text.upper()
+
+
+class Stuck(Agent):
+    """Says one word, and then nothing until it is stopped; what it notices is in `stopped`."""
+
+    concurrency = 20
+
+    def __init__(self, stopped: asyncio.Event | None = None) -> None:
+        self.stopped = stopped or asyncio.Event()
+
+    @handler
+    async def on_chat(self, chat: Chat) -> AsyncIterator[ChatPart]:
+        """One word."""
+        yield ChatPart(content="well ")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.stopped.set()
+
+
+class Calculator(Agent):
+    """Calls the tool it is offered, thinks aloud, and answers in the format it is asked for."""
+
+    concurrency = 20
+
+    @handler
+    async def on_chat(self, chat: Chat) -> AsyncIterator[ChatPart]:
+        """A tool call, or the result of one, or JSON."""
+        last = chat.messages[-1]
+        yield ChatPart(type="reasoning", content="Let me see. ")
+        if chat.params.get("tools") and last.role == "user":
+            for number, arguments in enumerate(('{"a": 1, "b": 2}', '{"a": 3, "b": 4}')):
+                call = {"id": f"call_{number}", "function": {"name": "add", "arguments": arguments}}
+                yield ChatPart(type="tool_call", data=call)
+            yield ChatPart(type="finish", data={"finish_reason": "tool_calls"})
+            return
+        if chat.params.get("response_format", {}).get("type") == "json_object":
+            yield ChatPart(content='{"sum": 3}')
+            return
+        yield ChatPart(content=f"It is {last.content}.")
