@@ -93,7 +93,7 @@ class Client:
         self.identity = identity
         use_scheme(transport, subjects)
         self.tasks = TaskClient(transport, subjects)
-        self.streams = Streams(transport, subjects, self.tasks.ensure)
+        self.streams = Streams(transport, subjects, self.tasks.ensure, self.tasks.endings)
         """Replayable streams: conversations, and what tasks tell."""
         self.tools = ToolClient(transport, subjects, identity)
         self.on_undelivered: Callable[[Undelivered], None] | None = None

@@ -19,11 +19,14 @@ that its writer knew as the last.
 | `run`     | one producer's turn: batches, fences, last words                         |
 | `tail`    | appending by compare-and-set                                             |
 | `post`    | prompts for producers                                                    |
+| `reader`  | one reader of a conversation                                             |
 | `reading` | finding an offset; what chunks mean together                             |
+| `care`    | runs that nobody ends any more                                           |
 | `follow`  | stored messages, then live ones, without gap                             |
 | `events`  | the events of tasks: their writer and reader                             |
 """
 
+from agentmesh.streams.care import Patience
 from agentmesh.streams.chunk import KINDS, MAX_CHUNK, TERMINAL, Chunk
 from agentmesh.streams.events import MAX_EVENT, StreamEvent, StreamReader, StreamWriter, decode_events, encode_event
 from agentmesh.streams.follow import STREAM
@@ -37,6 +40,7 @@ __all__ = [
     "STREAM",
     "TERMINAL",
     "Chunk",
+    "Patience",
     "Run",
     "StreamEvent",
     "StreamReader",

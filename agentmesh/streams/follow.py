@@ -21,6 +21,9 @@ LOOK_AGAIN = 2.0
 REPLAY = 500
 """Messages of one batch of a replay."""
 
+_FIRST = 8
+"""Messages of the first one."""
+
 Stored = tuple[int, bytes]
 """A stored message: its sequence, and its body."""
 
@@ -90,13 +93,15 @@ class Follower:
         self._changed.set()
 
     async def _replayed(self) -> AsyncIterator[Stored]:
+        limit = _FIRST  # messages may be large: the first ones come soon, the rest in large batches
         while True:
-            batch = await self._transport.messages(STREAM, self.subject, start=self.next, limit=REPLAY)
+            batch = await self._transport.messages(STREAM, self.subject, start=self.next, limit=limit)
             for stored in batch:
                 self.next = stored.sequence + 1
                 yield stored.sequence, stored.data
-            if len(batch) < REPLAY:
+            if len(batch) < limit:
                 return
+            limit = min(REPLAY, 4 * limit)
 
     async def _live_messages(self) -> AsyncIterator[Stored]:
         while self._heard:

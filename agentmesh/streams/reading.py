@@ -85,8 +85,10 @@ class Reading:
         self.is_task = False
         """There were events of a task; they say no run."""
         self._subject = subject
-        self._next = offset
-        self._begun = False
+        self.next = offset
+        """Offset that the next chunk must have."""
+        self.begun = False
+        """Something was read."""
         self._writer = ""
         self._replaced: set[str] = set()
 
@@ -96,17 +98,17 @@ class Reading:
         Raises:
             StreamGapError: What comes next was dropped or deleted before it was read.
         """
-        chunks = decode_chunks(data, sequence, self._next)
+        chunks = decode_chunks(data, sequence, self.next)
         if not chunks:
             return chunks
         if not chunks[0].sequence:
             chunks = self._of_task(chunks)
             return chunks
         first = chunks[0].offset
-        if self._begun and first > self._next:
-            raise StreamGapError(self._subject, self._next, first)
-        self._begun = True
-        self._next = chunks[-1].offset + 1  # lower than before, if it was purged and begun anew
+        if self.begun and first > self.next:
+            raise StreamGapError(self._subject, self.next, first)
+        self.begun = True
+        self.next = chunks[-1].offset + 1  # lower than before, if it was purged and begun anew
         run_id = ""
         for chunk in chunks:
             if chunk.run_id != run_id or chunk.type in TERMINAL or chunk.type == RESTARTED:
@@ -142,15 +144,17 @@ class Reading:
                             conversation_id=chunk.conversation_id,
                             type=RESTARTED,
                             timestamp=chunk.timestamp,
+                            run_id=chunk.conversation_id,
                             epoch=chunk.epoch,
                         )
                     )
                 self._writer = writer
+                chunk.run_id, chunk.index = chunk.conversation_id, int(number)
             told.append(chunk)
         for chunk in told:
             if not self.is_task:
                 self.note(chunk)
-            chunk.offset = self._next
-            self._next += 1
-        self._begun = True
+            chunk.offset = self.next
+            self.next += 1
+        self.begun = True
         return told

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from agentmesh.errors import RunEndedError, StreamIdleError
+from agentmesh.errors import RunEndedError
 from agentmesh.ids import now
+from agentmesh.streams.care import Caretaker, Endings, Patience
 from agentmesh.streams.chunk import CANCELLED, TERMINAL, Chunk, decode_chunks, parse_cursor
 from agentmesh.streams.events import StreamEvent, StreamReader, StreamWriter
-from agentmesh.streams.follow import REPLAY, STREAM, Follower
+from agentmesh.streams.follow import REPLAY, STREAM
 from agentmesh.streams.post import CANCEL, WAY, post_of
+from agentmesh.streams.reader import Reader, Wish
 from agentmesh.streams.reading import OpenRun, Reading, find
 from agentmesh.streams.run import Run
 from agentmesh.streams.tail import Tail
@@ -56,6 +58,7 @@ class Streams:
         transport: The connection.
         subjects: The tenant's subjects.
         ensure: Makes the JetStream stream if it is missing; by default somebody else has.
+        endings: Knows how tasks end; without it, what a task tells has no end.
     """
 
     def __init__(
@@ -63,10 +66,15 @@ class Streams:
         transport: Transport,
         subjects: Subjects,
         ensure: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        endings: Endings | None = None,
     ) -> None:
+        self.patience = Patience()
+        """When a reader takes a producer for dead."""
         self._transport = transport
         self._subjects = subjects
         self._ensure = ensure or _nothing
+        self._endings = endings
+        self._caretaker: Caretaker | None = None
 
     # ------------------------------------------------------------ producing
     def run(
@@ -130,7 +138,16 @@ class Streams:
         Returns:
             False: there is no such run, or it has ended.
         """
-        return await self._end_run(conversation_id, run_id, CANCELLED, reason or "cancelled")
+        await self._ensure()
+        found = await self._open(conversation_id, run_id)
+        return found is not None and await self._end_run(conversation_id, *found, CANCELLED, reason or "cancelled")
+
+    async def _end_silent(self, conversation_id: str, run: OpenRun, kind: str, content: str) -> bool:
+        """End a run, unless it says something more."""
+        found = await self._open(conversation_id, run.run_id)
+        if found is None or (found[1].epoch, found[1].index) != (run.epoch, run.index):
+            return False
+        return await self._end_run(conversation_id, *found, kind, content, silent=True)
 
     async def end(self, conversation_id: str, run_id: str, kind: str, content: str = "") -> bool:
         """End a run for its producer, which is gone or will never be: with `finish`, `error` or `cancelled`.
@@ -141,28 +158,19 @@ class Streams:
         return await self._end_run(conversation_id, run_id, kind, content)
 
     async def _end_run(
-        self, conversation_id: str, run_id: str, kind: str, content: str, epoch: int | None = None
+        self, conversation_id: str, tail: Tail, run: OpenRun, kind: str, content: str, *, silent: bool = False
     ) -> bool:
-        """Store the terminal chunk of an open run: of that epoch, if one is given."""
-        await self._ensure()
+        """Store a terminal chunk of a run as the next one of the conversation, unless it is ended meanwhile.
+
+        Args:
+            conversation_id: Which.
+            tail: Its end.
+            run: Open there.
+            kind: Of the chunk.
+            content: Of the chunk.
+            silent: Not if the run says anything meanwhile.
+        """
         post = post_of(self._transport, self._subjects)
-        found = await self._open(conversation_id, run_id)
-        if found is None:
-            return False
-        tail, run = found
-        if epoch is not None and run.epoch != epoch:
-            return False
-        open_run = run
-
-        def seen(chunk: Chunk) -> None:
-            if chunk.run_id != open_run.run_id:
-                return
-            if chunk.type in TERMINAL or (epoch is not None and chunk.epoch != epoch):
-                raise RunEndedError(conversation_id, open_run.run_id, chunk.type)
-            open_run.note(chunk)
-            last.epoch, last.index = chunk.epoch, chunk.index + 1
-
-        tail.seen, tail.crowded = seen, lambda: post.send(conversation_id, WAY)
         last = Chunk(
             conversation_id=conversation_id,
             type=kind,
@@ -172,7 +180,17 @@ class Streams:
             run_id=run.run_id,
             epoch=run.epoch,
             index=run.index + 1,
+            owner=run.owner,
         )
+
+        def seen(chunk: Chunk) -> None:
+            if chunk.run_id != run.run_id:
+                return
+            if silent or chunk.type in TERMINAL:
+                raise RunEndedError(conversation_id, run.run_id, chunk.type)
+            last.epoch, last.index = chunk.epoch, chunk.index + 1
+
+        tail.seen, tail.crowded = seen, lambda: post.send(conversation_id, WAY)
         try:
             await tail.append([last], f"{self._subjects.tenant}.{conversation_id}.{run.run_id}:{kind}:{last.id}")
         except RunEndedError:
@@ -202,7 +220,7 @@ class Streams:
         return (tail, open_runs[-1]) if open_runs else None
 
     # ------------------------------------------------------------ reading
-    async def read(
+    def read(
         self,
         conversation_id: str,
         *,
@@ -236,45 +254,24 @@ class Streams:
             StreamGapError: What comes next was dropped or deleted before it was read: this reader was too slow.
             InvalidMessageError: `cursor` is none.
         """
-        subject = self._subjects.stream(conversation_id)
-        await self._ensure()
-        (start, offset), wanted, passed = await self._place(conversation_id, from_offset, cursor)
-        reading = Reading(subject, offset)
-        follower = Follower(self._transport, self._subjects, conversation_id, start=start, tick=idle_timeout)
-        if not follow:
-            follower.finish()
-        time = asyncio.get_running_loop().time
-        heard = time()
-        async with aclosing(follower.messages()) as messages:
-            async for stored in messages:
-                if stored is None:
-                    if to_end and reading.ended and not reading.open:
-                        return
-                    if idle_timeout is not None and time() - heard >= idle_timeout:
-                        raise StreamIdleError(f"stream {conversation_id!r}", idle_timeout)
-                    continue
-                for chunk in reading.take(*stored):
-                    if chunk.offset < wanted and chunk.sequence <= (passed or chunk.sequence):
-                        continue
-                    if one_run and not run_id and chunk.run_id and chunk.role != "user":
-                        run_id = chunk.run_id
-                    if (run_id or one_run) and chunk.run_id != run_id:
-                        continue
-                    yield chunk
-                    if (until is not None and until(chunk)) or (run_id and chunk.is_final):
-                        return
-                heard = time()
+        wish = Wish(from_offset, cursor, run_id, one_run, to_end, until, follow, idle_timeout)
+        reader = Reader(
+            self._transport,
+            self._subjects,
+            token("conversation id", conversation_id),
+            wish,
+            ensure=self._ensure,
+            caretaker=self._care(),
+            endings=self._endings,
+            patience=self.patience,
+        )
+        return reader.chunks()
 
-    async def _place(self, conversation_id: str, from_offset: int, cursor: str) -> tuple[tuple[int, int], int, int]:
-        """Where to read from, the first offset that is wanted, and the sequence up to which that is meant."""
-        if cursor:
-            offset, sequence = parse_cursor(cursor)
-            if sequence:
-                return (sequence, offset), offset + 1, sequence
-            from_offset = offset + 1
-        if from_offset <= 0:
-            return (1, 0), 0, 0
-        return await find(self._transport, self._subjects, conversation_id, from_offset), from_offset, 0
+    def _care(self) -> Caretaker:
+        if self._caretaker is None:
+            post = post_of(self._transport, self._subjects)
+            self._caretaker = Caretaker(post, self._open_runs, self._end_silent, self._endings)
+        return self._caretaker
 
     # ------------------------------------------------------------ looking after them
     async def state(self, conversation_id: str) -> StreamState | None:
@@ -310,9 +307,8 @@ class Streams:
             return StreamState(conversation_id, messages, messages, -1, -1, oldest[0].time, last.time)
         if not last_chunk.is_final:
             open_runs = (last_chunk.run_id,)
-        if look and last_chunk.offset > first_chunk.offset:
-            place = await find(self._transport, self._subjects, conversation_id, last_chunk.offset - _RECENT)
-            open_runs = tuple(await self._open_runs(conversation_id, *place))
+        if look:
+            open_runs = tuple(run.run_id for run in await self._open_runs(conversation_id))
         return StreamState(
             conversation_id,
             last_chunk.offset - first_chunk.offset + 1,
@@ -325,17 +321,23 @@ class Streams:
             last_chunk.type,
         )
 
-    async def _open_runs(self, conversation_id: str, start: int, offset: int) -> dict[str, OpenRun]:
+    async def _open_runs(self, conversation_id: str) -> list[OpenRun]:
+        """Those among the latest chunks."""
+        subject = self._subjects.stream(conversation_id)
+        last = await self._transport.last_message(STREAM, subject)
+        if last is None:
+            return []
+        chunks = decode_chunks(last.data, last.sequence, 0)
+        latest = chunks[-1].offset if chunks and chunks[-1].sequence else 0
+        start, offset = await find(self._transport, self._subjects, conversation_id, latest - _RECENT)
         reading = Reading(conversation_id, offset)
         while True:
-            batch = await self._transport.messages(
-                STREAM, self._subjects.stream(conversation_id), start=start, limit=REPLAY
-            )
+            batch = await self._transport.messages(STREAM, subject, start=start, limit=REPLAY)
             for stored in batch:
                 start = stored.sequence + 1
                 reading.take(stored.sequence, stored.data)
             if len(batch) < REPLAY:
-                return {name: run for name, run in reading.open.items() if name}
+                return [run for name, run in reading.open.items() if name]
 
     async def purge(self, conversation_id: str) -> int:
         """Delete all of it; returns how many messages that were."""

@@ -18,6 +18,7 @@ from agentmesh.subjects import Subjects, token
 from agentmesh.tasks import history, keys, slot
 from agentmesh.tasks.batch import Batch
 from agentmesh.tasks.dead import DeadLetters
+from agentmesh.tasks.endings import TaskEndings
 from agentmesh.tasks.job import Job
 from agentmesh.tasks.layout import MAILBOX, MAILBOX_LIMIT, MAX_BODY, ensure_streams
 from agentmesh.tasks.lineage import prompt, why_late
@@ -55,6 +56,7 @@ class TaskClient:
         self.transport = transport
         self.subjects = subjects
         self.results = Results(transport, subjects)
+        self.endings = TaskEndings(transport, subjects, self.results)
         self.dead = DeadLetters(transport, subjects)
         self.schedules = Schedules(transport, subjects)
         self._pressure = Pressure(transport, subjects)
