@@ -15,6 +15,7 @@ import h11
 from h11._receivebuffer import ReceiveBuffer
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from agentmesh.gateway.body import LINGER_BYTES, LINGER_SECONDS
 from agentmesh.gateway.options import GatewayOptions
 from agentmesh.ids import new_id
 
@@ -56,6 +57,9 @@ class Protocol(H11Protocol):
         self.conn._receive_buffer = StrictBuffer()
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._refused = False
+        self._forgotten = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first request is waited for from now on."""
@@ -72,7 +76,8 @@ class Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Of a head that does not come to its end, each further byte changes nothing about when it must."""
-        if self.transport.is_closing():
+        if self._refused:
+            self._forget(len(data))
             return
         if self._in_head:
             self._await_head()
@@ -113,10 +118,10 @@ class Protocol(H11Protocol):
             self._answer(408, "DEADLINE_EXCEEDED", text)
 
     def _stop_timers(self) -> None:
-        for timer in (self._head_timer, self._write_timer):
+        for timer in (self._head_timer, self._write_timer, self._linger_timer):
             if timer is not None:
                 timer.cancel()
-        self._head_timer = self._write_timer = None
+        self._head_timer = self._write_timer = self._linger_timer = None
 
     def _answer(self, status: int, code: str, message: str) -> None:
         """A typed refusal before there is a request, and the end of the connection."""
@@ -138,4 +143,18 @@ class Protocol(H11Protocol):
                 self.transport.write(self.conn.send(event) or b"")
             except h11.LocalProtocolError:  # an answer has begun already, such as one to a body that went wrong
                 break
-        self.transport.close()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Let the client read its answer: closing while it still writes would destroy that on its way."""
+        self._refused = True
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._linger_timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def _forget(self, size: int) -> None:
+        self._forgotten += size
+        if self._forgotten > LINGER_BYTES:
+            self.transport.abort()

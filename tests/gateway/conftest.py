@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,3 +72,14 @@ async def start_gateway(mesh: Mesh) -> AsyncIterator[StartGateway]:
 async def gateway(start_gateway: StartGateway) -> Running:
     """A gateway as it is by default: on loopback, without keys."""
     return await start_gateway()
+
+
+async def raw(port: int, data: bytes, *, timeout: float = 10.0) -> bytes:
+    """What comes back for these bytes until the gateway closes the connection; for what no HTTP client would send."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(data)
+        async with asyncio.timeout(timeout):
+            return await reader.read()
+    finally:
+        writer.close()
