@@ -38,6 +38,9 @@ CORE_SUBJECTS = (
     "ai.agent.tools.>",
     "ai.agent.results.*",
     "ai.stream.live.*.*",
+    "svc.>",
+    "ai.gateway.requests.*",
+    "ai.gateway.cache.>",
     "$SRV.>",
     "_INBOX.>",
 )
@@ -71,7 +74,7 @@ async def weaknesses(transport: Transport, *, monitor: str | None = None) -> lis
         *(weakness for weakness in found if weakness is not None),
         *_replicas(transport, streams),
         *_bounds(streams),
-        *_overlaps(streams),
+        *overlaps(streams),
         *_room(streams),
     ]
 
@@ -153,7 +156,8 @@ def _amount(bound: int) -> float:
     return float("inf") if bound is None or bound <= 0 else bound
 
 
-def _overlaps(streams: Iterable[StreamInfo]) -> Iterator[Weakness]:
+def overlaps(streams: Iterable[StreamInfo]) -> Iterator[Weakness]:
+    """Streams that keep what is asked, or what is meant to pass by."""
     for info in streams:
         captured = [
             f"{subject} ({ours})"

@@ -323,13 +323,13 @@ class Subjects:
         return "q.ai.llm.infer"
 
     def gateway_requests(self) -> str:
-        return f"ai.gateway.requests.{self.tenant}"
+        return self.at("gateway", "requests")
 
     def gateway_group(self) -> str:
         return "gateway.workers"
 
     def gateway_responses(self) -> str:
-        return f"ai.gateway.responses.{self.tenant}"
+        return self.at("gateway", "responses")
 
     # -- consumer names ('~' is not in the token alphabet, so joined names never collide)
     def task_consumer(self, agent: str, priority: str) -> str:

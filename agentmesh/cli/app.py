@@ -45,6 +45,7 @@ COMMANDS = {
     "memory": "memory",
     "keys": "keys",
     "doctor": "doctor",
+    "check": "check",
     "bench": "bench",
     "chaos": "chaos",
     "proto": "proto",

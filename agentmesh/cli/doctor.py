@@ -7,24 +7,20 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agentmesh.cli import exits
 from agentmesh.cli.base import DEFAULT_URL, Commands, Session
+from agentmesh.cli.findings import NOTE, OK, WARNING, WRONG, Finding, conclude
 from agentmesh.errors import AgentMeshError, BrokerError, ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from agentmesh.transport import Transport
 
 commands = Commands()
-
-OK, NOTE, WARNING, WRONG = "ok", "note", "warning", "wrong"
-_SIGNS = {OK: ("✓", "green"), NOTE: ("·", "dim"), WARNING: ("!", "yellow"), WRONG: ("✗", "red")}
 
 _EXTRAS = {
     "uvloop": ("fast", "a faster event loop"),
@@ -35,16 +31,6 @@ _EXTRAS = {
 
 LOW_SPACE = 1 << 30
 """Bytes of free disk below which a warning is due."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report."""
-
-    state: str
-    what: str
-    says: str
-    fix: str = ""
 
 
 @commands.command(
@@ -72,10 +58,7 @@ def doctor(
     findings += (
         session.run(_broker(session)) if not any(f.what == "settings" and f.state == WRONG for f in findings) else []
     )
-    _report(session, findings)
-    bad = {WRONG, WARNING} if strict else {WRONG}
-    if any(finding.state in bad for finding in findings):
-        raise typer.Exit(exits.FAILED)
+    conclude(session, findings, strict=strict)
 
 
 def print_settings(session: Session) -> None:
@@ -85,18 +68,6 @@ def print_settings(session: Session) -> None:
         session.out.document({e.key: {"value": e.value, "origin": e.origin} for e in entries})
     else:
         session.out.table(["SETTING", "VALUE", "FROM"], [(e.key, e.value, e.origin) for e in entries])
-
-
-def _report(session: Session, findings: Iterable[Finding]) -> None:
-    out = session.out
-    if out.json:
-        out.document([finding.__dict__ for finding in findings])
-        return
-    for finding in findings:
-        sign, color = _SIGNS[finding.state]
-        out.answer(f"  {out.style(sign, color)} {finding.what:<12} {finding.says}")
-        if finding.fix:
-            out.answer(f"    {'':12} {out.style('→ ' + finding.fix, 'cyan')}")
 
 
 # ---------------------------------------------------------------- this machine

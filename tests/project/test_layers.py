@@ -30,7 +30,7 @@ CORE = [
         "tasks",
         "metrics",
     },
-    {"lease", "happenings", "orders", "deathwatch", "refs", "client", "facade", "brokercheck"},
+    {"lease", "happenings", "orders", "deathwatch", "refs", "client", "facade", "brokercheck", "subjectlint"},
     {"agent"},
     {"supervisor", "crashes", "figures", "flight", "host", "local", "sync", "mesh", "node"},
     {"gateway"},
