@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
@@ -12,6 +12,8 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from agentmesh.errors import InvalidMessageError
 from agentmesh.proto import ai_integration_pb2
 from agentmesh.proto.ai_integration_pb2 import LLMStreamChunk
+
+M = TypeVar("M")
 
 
 def decode(kind: str, data: bytes) -> dict[str, Any]:
@@ -26,6 +28,19 @@ def decode(kind: str, data: bytes) -> dict[str, Any]:
     except (DecodeError, json_format.Error, ValueError, OverflowError, RecursionError) as error:
         raise InvalidMessageError(f"not a {_kind(kind).DESCRIPTOR.full_name}: {error}") from error
     return document
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    """The message in these bytes.
+
+    Raises:
+        InvalidMessageError: They are none.
+    """
+    try:
+        message: M = cast("Any", kind).FromString(data)
+    except DecodeError as error:
+        raise InvalidMessageError(f"not a {kind.__name__}: {error}") from error
+    return message
 
 
 def unknown_fields(kind: str, data: bytes) -> list[int]:
