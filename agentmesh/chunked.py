@@ -42,7 +42,10 @@ WINDOW = "Window"
 """Pieces that may be under way unconfirmed."""
 
 CANCEL = b"cancel"
-"""What a client sends to the control subject, or to that of a door with the request's id behind it, to stop it."""
+"""What a client sends to the control subject of a stream to stop it."""
+
+CANCEL_CONTROL = "cancel-infer"
+"""Control subject of the model doors: whoever made the request whose id is the body has gone."""
 
 BURST = 64
 """Pieces that are sent to a client without a window before a pause."""

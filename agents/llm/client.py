@@ -25,13 +25,12 @@ import msgspec
 from pydantic import ValidationError
 
 from agentmesh import proto
-from agentmesh.agents.llm.doors.doors import CANCEL
 from agentmesh.agents.llm.doors.inference import FINGERPRINT, JSON, MESSAGE_TYPE, PROTOBUF, REQUEST
 from agentmesh.agents.llm.doors.inquiry import invalid
 from agentmesh.agents.llm.doors.requests import response_of
 from agentmesh.agents.llm.messages import Generate, GenerationParameters, LLMPart, LLMRequest, LLMResponse
 from agentmesh.chat import ChatMessage
-from agentmesh.chunked import CONTENT_TYPE, DEFAULT_WINDOW, TIMEOUT, ChunkReader
+from agentmesh.chunked import CANCEL_CONTROL, CONTENT_TYPE, DEFAULT_WINDOW, TIMEOUT, ChunkReader
 from agentmesh.client import Client
 from agentmesh.errors import BrokerError, DeadlineExceededError, InvalidMessageError, ModelError
 from agentmesh.ids import new_id
@@ -232,7 +231,7 @@ class LLMClient:
         """Let the gateway know that nobody waits. If that fails, it hears so from the deadline."""
         if self._mesh.transport.is_connected:
             with contextlib.suppress(BrokerError):
-                await self._mesh.transport.publish(self._mesh.subjects.control(CANCEL), request_id.encode())
+                await self._mesh.transport.publish(self._mesh.subjects.control(CANCEL_CONTROL), request_id.encode())
 
 
 _PROTOBUF_HEADERS = {

@@ -46,7 +46,9 @@ class Table:
         """Those that were given, not made from settings."""
         for name, entry in models.items():
             self._add(token("model", name), entry)
-        if not self.models:
+        self._anything = not self.models
+        """Nothing is configured: the one model there is answers, whatever it is called."""
+        if self._anything:
             self.models[DEFAULT] = ModelSettings()
         self._routes = {name: self._route(name, route) for name, route in settings.routes.items()}
         for name, model in self.models.items():
@@ -62,6 +64,8 @@ class Table:
             ModelError: `NOT_FOUND`.
         """
         found = self._routes.get(name or DEFAULT)
+        if found is None and self._anything:
+            return self._routes[DEFAULT]
         if found is None:
             near = near_misses(name, self._routes)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(self._routes)}"

@@ -16,7 +16,7 @@ from agentmesh.agents.llm.doors.desk import Generate as Source
 from agentmesh.agents.llm.doors.door import Door
 from agentmesh.agents.llm.doors.inquiry import Inquiry, explained, failure
 from agentmesh.agents.llm.messages import Generate, LLMRequest, LLMResponse
-from agentmesh.chunked import CONTENT_TYPE
+from agentmesh.chunked import CANCEL_CONTROL, CONTENT_TYPE
 from agentmesh.config import DoorSettings
 from agentmesh.errors import AgentMeshError, BrokerError, TaskError
 from agentmesh.ids import now
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from agentmesh.client import Client
 
 log = logging.getLogger("agentmesh.llm.doors")
-
-CANCEL = "cancel-infer"
-"""Control subject: whoever made the request whose id is the body has gone."""
 
 STANDARD_TENANT = "default"
 
@@ -82,7 +79,7 @@ class Doors:
     async def open(self) -> None:
         """Take requests; discovery (`$SRV.PING`) shows the doors from now on."""
         transport, subjects = self._client.transport, self._client.subjects
-        self._subscriptions.append(await transport.subscribe(subjects.control(CANCEL), self._on_cancel))
+        self._subscriptions.append(await transport.subscribe(subjects.control(CANCEL_CONTROL), self._on_cancel))
         if self._options.responses:
             self._subscriptions.append(
                 await transport.subscribe(
