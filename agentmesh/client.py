@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import datetime, timedelta
@@ -48,6 +49,8 @@ from agentmesh.tasks.layout import use_scheme
 from agentmesh.tasks.spending import charge
 from agentmesh.tasks.use import Limits
 from agentmesh.tooling import ToolClient
+from agentmesh.trace import inherit, outside
+from agentmesh.tracing import Kind
 from agentmesh.transport import Inbox, Transport, is_no_responders
 from agentmesh.transport import Message as WireMessage
 
@@ -157,7 +160,11 @@ class Client:
             envelope = self._envelope(agent, event)
             if envelope.budget:
                 await charge(self.transport, self.subjects, envelope.budget)
-            await self.transport.publish(self.subjects.mailbox(agent), codec.encode(envelope), self._bounce(agent))
+            subject = self.subjects.mailbox(agent)
+            headers = self._headers(envelope)
+            await self.transport.publish(subject, codec.encode(envelope), self._bounce(agent), headers)
+            if headers:
+                self._sent(envelope)
         else:
             envelope = self._envelope(agent, event)
             envelope.confirm = True
@@ -177,8 +184,10 @@ class Client:
                 subject,
                 codec.encode(envelope),
                 msg_id=f"{self.subjects.tenant}.{agent}.{envelope.message_id}",
+                headers=self._headers(envelope),
                 timeout=timeout or ASK_TIMEOUT,
             )
+            self._sent(envelope)
         except StreamFullError as error:
             raise MailboxFullError(agent, await self.tasks.mailbox_limit()) from error
 
@@ -189,7 +198,10 @@ class Client:
         envelope = self._envelope("", event)
         if envelope.budget:
             await charge(self.transport, self.subjects, envelope.budget)
-        await self.transport.publish(self.subjects.topic(topic), codec.encode(envelope))
+        await self.transport.publish(
+            self.subjects.topic(topic), codec.encode(envelope), headers=self._headers(envelope)
+        )
+        self._sent(envelope)
 
     async def listen(self, pattern: str, *, limit: int = 10_000) -> AsyncGenerator[tuple[str, codec.Envelope], None]:
         """Topics and envelopes of events published from the first step of the loop on, in order.
@@ -327,7 +339,7 @@ class Client:
         try:
             if envelope.budget:
                 await charge(self.transport, self.subjects, envelope.budget)
-            await self.transport.publish(subject, codec.encode(envelope), reader.subject)
+            await self.transport.publish(subject, codec.encode(envelope), reader.subject, self._headers(envelope))
             async for chunk in reader:
                 yield chunk
         except NoSuchAgentError as error:
@@ -336,6 +348,7 @@ class Client:
             raise await self._no_such_agent(agent) from None
         finally:
             reader.close()
+            self._sent(envelope, "client", sys.exception())
             if not reader.finished:
                 await self._cancel(envelope)
 
@@ -355,12 +368,25 @@ class Client:
         return await keyed.ask(keys, agent, envelope, seconds, send)
 
     async def _request(self, agent: str, envelope: codec.Envelope, timeout: float) -> codec.Envelope:
+        if self.transport.tracer is None:
+            return await self._exchange(agent, envelope, timeout)
+        try:
+            reply = await self._exchange(agent, envelope, timeout)
+        except BaseException as error:
+            self._sent(envelope, "client", error)
+            raise
+        self._sent(envelope, "client")
+        return reply
+
+    async def _exchange(self, agent: str, envelope: codec.Envelope, timeout: float) -> codec.Envelope:
         timeout = min(timeout, LONGEST_WAIT)
         envelope.deadline = now() + timedelta(seconds=timeout)
         if envelope.budget:
             await charge(self.transport, self.subjects, envelope.budget)
         try:
-            answer = await self.transport.request(self.subjects.mailbox(agent), codec.encode(envelope), timeout=timeout)
+            answer = await self.transport.request(
+                self.subjects.mailbox(agent), codec.encode(envelope), timeout=timeout, headers=self._headers(envelope)
+            )
         except NoRespondersError:
             raise await self._no_such_agent(agent) from None
         except DeadlineExceededError:
@@ -625,8 +651,8 @@ class Client:
         return self._outline(agent, name, msgspec.Raw(codec.encode_body(message)))
 
     def _outline(self, agent: str, message_type: str, content: msgspec.Raw) -> codec.Envelope:
-        here = current()
-        return codec.Envelope(
+        here = current() or outside()
+        envelope = codec.Envelope(
             message_id=new_id(),
             message_type=message_type,
             timestamp=now(),
@@ -638,6 +664,24 @@ class Client:
             hops=next_hops(),
             budget=covering(),
         )
+        if here is not None and (here.traceparent or here.baggage):
+            inherit(envelope, here)
+        if self.transport.tracer is not None:
+            self.transport.tracer.begin(envelope, envelope.message_id)
+        return envelope
+
+    def _headers(self, envelope: codec.Envelope) -> dict[str, str] | None:
+        """None unless this process traces: headers cost more than the rest of a message."""
+        tracer = self.transport.tracer
+        return None if tracer is None else tracer.headers(envelope)
+
+    def _sent(self, envelope: codec.Envelope, kind: Kind = "producer", error: BaseException | None = None) -> None:
+        """For those who trace: it was sent, or answered."""
+        tracer = self.transport.tracer
+        if tracer is not None and envelope.timestamp is not None:
+            what = f"{envelope.target_agent_id} {envelope.message_type}".lstrip()
+            problem = "" if error is None or isinstance(error, GeneratorExit) else f"{type(error).__name__}: {error}"
+            tracer.sent(envelope, what, envelope.timestamp.timestamp(), kind, problem)
 
     def _timeout(self, agent: str, wanted: float | None) -> float:
         """Seconds to wait: never longer than whoever asked us waits, nor longer than a budget lasts."""

@@ -45,6 +45,10 @@ class Envelope(msgspec.Struct, omit_defaults=True):
     deadline: datetime | None = None
     """When the sender stops waiting; a handler's own requests inherit what is left."""
     trace_id: str = ""
+    traceparent: str = ""
+    """When somebody traces: W3C trace context, see `trace`."""
+    tracestate: str = ""
+    baggage: str = ""
     hops: int = 0
     """How many handlers the chain of messages went through; stops endless recursion."""
     task_id: str = ""

@@ -58,6 +58,12 @@ class Context:
     """Ids of the tasks that were submitted by this handler and end with it; of the handler of a task, the last one."""
     attempt: Attempt | None = None
     """The attempt at hand, in the handler of a task."""
+    traceparent: str = ""
+    """W3C trace context, when somebody traces: the span that what is sent here belongs to."""
+    tracestate: str = ""
+    baggage: str = ""
+    queued: float = 0.0
+    """Seconds from when it was sent, or stored, until its handler began, by the clocks of both."""
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, negative when it has passed; None without one."""

@@ -339,7 +339,7 @@ def main() -> int:
     except msgspec.MsgspecError as error:
         print(f"node: {InvalidMessageError(str(error))}", file=sys.stderr)
         return 2
-    configure_logging(spec.log_format, spec.log_level)
+    configure_logging(spec.log_format, spec.log_level, spec.tenant)
     sys.path[:0] = spec.paths
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from agentmesh.memory_store.service import MemoryService
 from agentmesh.metrics import METRICS
 from agentmesh.metrics import serve as serve_metrics
 from agentmesh.subjects import METRICS_OF_EVERY_TENANT, Subjects
+from agentmesh.supervisor.child import configure_logging
 from agentmesh.transport import Transport, TransportOptions
 
 
@@ -53,8 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--creds", metavar="FILE", help="credentials for the broker")
     parser.add_argument("--path", default="memory.db", type=Path, help="the SQLite file (default: %(default)s)")
     parser.add_argument("--tenant", action="append", default=[], help="may be repeated (default: every tenant)")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="lines for people, or JSON")
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    configure_logging(given.log_format, "INFO", ",".join(given.tenant))
     try:
         options = TransportOptions(url=given.nats, creds=given.creds, name="agentmesh-memory")
         with contextlib.suppress(KeyboardInterrupt):

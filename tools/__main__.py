@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from agentmesh.lifeline import die_with_parent
 from agentmesh.metrics import METRICS
 from agentmesh.metrics import serve as serve_metrics
 from agentmesh.subjects import Subjects
+from agentmesh.supervisor.child import configure_logging
 from agentmesh.tooling import Tool
 from agentmesh.tools.executor import GRACE, ToolExecutor
 from agentmesh.tools.loading import configure, load_all
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 after an orderly stop, 1 if nothing can be served, 2 for wrong arguments."""
     die_with_parent(grace=GRACE + 5.0)
     given = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    configure_logging(given.log_format, "INFO", given.tenant)
     try:
         tools, broken = load_all(given.targets or [BUILT_IN])
         for problem in broken:
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--creds", metavar="FILE", help="credentials for the broker")
     add("--tenant", default="default", help="whose agents may call (default: %(default)s)")
     add("--name", default="tools", help="of this process among others (default: %(default)s)")
+    add("--log-format", choices=("text", "json"), default="text", help="lines for people, or JSON")
     add("--concurrency", type=int, metavar="N", help="calls at the same time (default: one per CPU)")
     add("--max-waiting", type=int, default=256, metavar="N", help="calls that may wait (default: %(default)s)")
     about = "what an agent may call, such as helper=search,read_*; may be repeated, * is everybody else"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ from agentmesh.messages import Message, Task, Terminated, wire_name
 from agentmesh.subjects import token
 from agentmesh.tasks import TaskContext
 from agentmesh.tasks.seat import Seat
+from agentmesh.trace import adopt
 from agentmesh.transport import Message as WireMessage
 from agentmesh.transport import Subscription
 
@@ -301,6 +303,8 @@ class AgentCell:
                 envelope = codec.decode(data)
             except InvalidMessageError:
                 envelope = codec.decode_foreign(data, message.headers, bool(reply))
+            if message.headers is not None or envelope.traceparent:
+                adopt(envelope, message.headers)
             entry = self.behaviour.handlers.get(envelope.message_type)
             if entry is None or entry.kind == "task":
                 raise NoHandlerError(self.name, envelope.message_type, self._takes())
@@ -317,6 +321,8 @@ class AgentCell:
         except InvalidMessageError:
             self.counters.refused += 1
             return
+        if message.headers is not None or envelope.traceparent:
+            adopt(envelope, message.headers)
         entry = self.behaviour.handlers.get(envelope.message_type)
         if entry is not None and entry.topic and self.client.subjects.topic_matches(entry.topic, message.subject):
             self.deliver(Letter(entry, envelope, ""))
@@ -434,6 +440,9 @@ class AgentCell:
         """Run the handler of an event of the durable mailbox when the agent has a free slot; raises as `run_task`."""
         entry, context = self.behaviour.handlers[event._wire_name], context_of(self.name, envelope)
         enter(context)
+        self.counters.queued.observe(context.queued)
+        tracer = self.client.transport.tracer
+        span = None if tracer is None else tracer.received(context)
         finished: list[Finish] = []
 
         async def call(agent: Agent) -> None:
@@ -443,7 +452,11 @@ class AgentCell:
                 finished.append(finish)
 
         life = self._life
-        await self._as_guest(call)
+        try:
+            await self._as_guest(call)
+        finally:
+            if span is not None:
+                span.ended(envelope.message_type, sys.exception())
         if finished and life is not None:
             self._fail(life, finished[0])
 

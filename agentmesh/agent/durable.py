@@ -17,6 +17,7 @@ from agentmesh.messages import TaskPolicy
 from agentmesh.orders import Orders
 from agentmesh.tasks import bury_message
 from agentmesh.tasks.layout import ACK_WAIT, MAILBOX, mailbox_consumer
+from agentmesh.trace import adopt
 from agentmesh.transport import Delivery, PullConsumer
 
 log = logging.getLogger("agentmesh.agent")
@@ -120,6 +121,7 @@ class DurableMailbox:
     async def _handle(self, delivery: Delivery) -> None:
         try:
             envelope = codec.decode(delivery.data)
+            adopt(envelope, delivery.headers)
             entry = self._cell.behaviour.handlers.get(envelope.message_type)
             if entry is None or entry.kind != "event":
                 raise NoHandlerError(self._cell.name, envelope.message_type)

@@ -18,6 +18,7 @@ from agentmesh.messages import Message
 from agentmesh.streaming import StreamWriter
 from agentmesh.tasks import TaskClient
 from agentmesh.tasks.keys import Keys
+from agentmesh.trace import inherit, trace_id_of
 from agentmesh.transport import Transport
 
 log = logging.getLogger("agentmesh.agent")
@@ -67,9 +68,10 @@ class Handling:
         context = context_of(self._name, envelope, answers=entry.kind != "event")
         outer = enter(context)
         letter.handling = True
-        sent = envelope.timestamp
-        if sent is not None:
-            self._counters.queued.observe(max(0.0, time() - sent.timestamp()))
+        if context.queued:
+            self._counters.queued.observe(context.queued)
+        tracer = self._transport.tracer
+        span = None if tracer is None else tracer.received(context)
         began = perf_counter()
         error: BaseException | None = None
         try:
@@ -88,10 +90,16 @@ class Handling:
                 worker.uncancel()
             self._counters.durations.observe(perf_counter() - began)
             leave(outer)
+        if span is not None:
+            span.ended(envelope.message_type, error)
         if context.submitted and isinstance(letter.why_cancelled, AskerGoneError):
             await self._cancel_tasks(context.submitted)
         if error is not None:
-            return await self._conclude(letter, message, error)
+            outer = enter(context)  # what is logged of it says what it is about
+            try:
+                return await self._conclude(letter, message, error)
+            finally:
+                leave(outer)
         self._counters.handled += 1
         return None
 
@@ -188,24 +196,19 @@ async def _joined(letter: Letter, chunks: Any) -> bytes:
 
 def context_of(agent: str, envelope: codec.Envelope, *, answers: bool = False) -> Context:
     """What a handler learns about its message. Who `answers` has a deadline, and belongs to whoever asked."""
-    if answers:
-        return Context(
-            agent,
-            envelope.source_agent_id,
-            envelope.message_id,
-            envelope.trace_id or envelope.message_id,
-            envelope.deadline,
-            envelope.hops,
-            envelope.task_id,
-            envelope.budget,
-            submitted=[],
-        )
-    return Context(
+    sent = envelope.timestamp
+    context = Context(
         agent,
         envelope.source_agent_id,
         envelope.message_id,
-        envelope.trace_id or envelope.message_id,
-        None,
+        envelope.trace_id or trace_id_of(envelope.message_id),
+        envelope.deadline if answers else None,
         envelope.hops,
-        budget=envelope.budget,
+        envelope.task_id if answers else "",
+        envelope.budget,
+        [] if answers else None,
+        queued=0.0 if sent is None else max(0.0, time() - sent.timestamp()),
     )
+    if envelope.traceparent or envelope.baggage:
+        inherit(context, envelope)
+    return context

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentmesh.cli.base import Commands, Session
-from agentmesh.cli.output import COLORS
+from agentmesh.cli.output import COLORS, json_object
 
 if TYPE_CHECKING:
     from agentmesh.client import Client
@@ -40,7 +40,7 @@ def logs(
 ) -> None:
     """Print what the processes of the running mesh printed; of one that has stopped, what its files say.
 
-    With `--json` each line is a document.
+    With `--json` each line is a document; one that is JSON itself (`agentmesh up --log-format json`) is its `record`.
     """
     if session.guessing:
         found = list(_from_files(session, names or [], lines))
@@ -126,7 +126,8 @@ def _from_files(session: Session, names: list[str], limit: int) -> Iterator[dict
 def _show(session: Session, line: dict[str, Any]) -> None:
     out = session.out
     if out.json:
-        out.document(line)
+        record = json_object(str(line["text"]))
+        out.document(line if record is None else {**line, "record": record})
         return
     source = str(line["source"])
     at = datetime.fromisoformat(line["at"]).astimezone()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agentmesh.cli.base import Commands, Session
-from agentmesh.cli.up import run_here
+from agentmesh.cli.up import LogFormatOption, log_format_of, run_here
 from agentmesh.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def node(
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Processes that agents share.")] = 1,
     reload: Annotated[bool, typer.Option("--reload", help="Restart agents whose sources change.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop with 1 if any agent cannot start.")] = False,
+    log_format: LogFormatOption = "text",
 ) -> None:
     """Join a running mesh, usually from another machine, and host agents for it.
 
@@ -51,12 +52,13 @@ def node(
     """
     from agentmesh.up.rundir import first_free
 
+    form = log_format_of(log_format)
     plan = _plan(session, targets or [], only, replicas or [])
     if not plan.agents:
         raise UsageError("no agents to host: name some as module:Class, or run it in a project with a mesh.toml")
     lock = first_free((plan.root / NODES).absolute())  # several may run from one project
     level = "DEBUG" if session.options.verbose else "WARNING" if session.options.quiet else "INFO"
-    plan = replace(plan, run_dir=lock.folder, nodes=nodes, reload=reload, log_level=level)
+    plan = replace(plan, run_dir=lock.folder, nodes=nodes, reload=reload, log_level=level, log_format=form)
     run_here(session, plan, strict, lock)
 
 

@@ -148,6 +148,17 @@ def as_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(plain(value), indent=indent, ensure_ascii=False)
 
 
+def json_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that a line is; None if it is none."""
+    if not text.startswith("{"):
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def plain(value: Any) -> Any:
     """`value` as lists, dicts and scalars; nothing is left out, also not what has its default."""
     import msgspec

@@ -77,6 +77,7 @@ def make_plan(
         policy=RestartPolicy(max_restarts=settings.defaults.restart.max, period=settings.defaults.restart.window),
         grace=settings.node.grace,
         ttl=settings.supervisor.ttl,
+        tracing=settings.tracing.to,
     )
 
 

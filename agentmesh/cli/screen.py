@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentmesh.cli.output import COLORS, Output, plain
+from agentmesh.cli.output import COLORS, Output, as_json, json_object, plain
+from agentmesh.ids import now
 from agentmesh.up import events
 from agentmesh.up.plan import UpPlan
 from agentmesh.version import __version__
@@ -71,13 +72,15 @@ class Screen:
 
     def banner(self) -> None:
         """The first line."""
-        if not self._out.json:
+        if not self._out.json and self._plan.log_format == "text":
             parts = (f"agentmesh {__version__}", self._plan.name, f"tenant {self._plan.tenant}")
             self._line(self._out.style(" · ".join((*parts, f"Python {platform.python_version()}")), "bold") + "\n")
 
     def __call__(self, event: events.UpEvent) -> None:
         if self._out.json:
             self._out.document({"event": event.kind, **plain(event)})
+        elif self._plan.log_format == "json":
+            self._out.answer(_line_for_programs(event, self._plan.tenant))
         else:
             self._show[type(event)](event)
 
@@ -195,6 +198,20 @@ class Screen:
 
     def _line(self, text: str) -> None:
         self._out.answer(text)
+
+
+def _line_for_programs(event: events.UpEvent, tenant: str) -> str:
+    """With `--log-format json` everything is a line like those of the processes, which say themselves what they are."""
+    line: dict[str, Any] = {"ts": now().isoformat(timespec="milliseconds").replace("+00:00", "Z"), "level": "INFO"}
+    if isinstance(event, events.LogLine):
+        record = json_object(event.text)
+        if record is not None and "message" in record:
+            return as_json({**record, "process": event.source})
+        return as_json({**line, "logger": "stdout", "message": event.text, "tenant": tenant, "process": event.source})
+    if isinstance(event, events.Warned):
+        line["level"] = "WARNING"
+    about = {key: value for key, value in plain(event).items() if key not in line}
+    return as_json({**line, "logger": "agentmesh.up", "message": event.kind, "tenant": tenant, **about})
 
 
 def _short(path: str) -> str:

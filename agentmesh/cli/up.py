@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,10 @@ from agentmesh.errors import UsageError
 if TYPE_CHECKING:
     from agentmesh.up import UpEvent, UpPlan
     from agentmesh.up.rundir import RunLock
+
+LogFormatOption = Annotated[
+    str, typer.Option("--log-format", metavar="text|json", help="Lines for people, or a JSON document each.")
+]
 
 commands = Commands()
 PANEL = "Start"
@@ -54,6 +58,7 @@ def up(
     reload: Annotated[bool, typer.Option("--reload", help="Restart agents whose sources change.")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Run in the background; return when ready.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop with 1 if any agent cannot start.")] = False,
+    log_format: LogFormatOption = "text",
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print every setting with its value and origin; start nothing.")
     ] = False,
@@ -70,7 +75,7 @@ def up(
 
         print_settings(session)
         return
-    plan = _plan(session, targets or [], only, replicas or [], reload)
+    plan = replace(_plan(session, targets or [], only, replicas or [], reload), log_format=log_format_of(log_format))
     warn_of_nothing(session, plan)
     if detach:
         _run_detached(session, plan, strict)
@@ -82,6 +87,17 @@ def warn_of_nothing(session: Session, plan: UpPlan) -> None:
     """Say so if no agent will run."""
     if not plan.agents:
         session.out.note("no agents to run: name some as module:Class, or make a project: agentmesh init hello")
+
+
+def log_format_of(text: str) -> Literal["text", "json"]:
+    """What `--log-format` says.
+
+    Raises:
+        UsageError: It is none of the two.
+    """
+    if text not in ("text", "json"):
+        raise UsageError(f"--log-format {text!r}: expected text or json")
+    return "json" if text == "json" else "text"
 
 
 def _override(session: Session, store: str | None, port: int | None, nodes: int | None) -> None:

@@ -271,6 +271,14 @@ class ToolSettings(Table):
     is named, who is not may call nothing. Empty: everybody may call everything."""
 
 
+class TracingSettings(Table):
+    """Spans of what is sent and handled: `[tracing]`."""
+
+    to: Literal["off", "log", "otel"] = "off"
+    """`log`: lines of the logger `agentmesh.trace`; `otel`: OpenTelemetry, as `$OTEL_EXPORTER_OTLP_ENDPOINT` and the
+    like say. `off` costs nothing; traces of others are continued all the same."""
+
+
 class LedgerSettings(Table):
     """What this project submits is written down until it is decided: `[ledger]`."""
 
@@ -613,6 +621,7 @@ class Settings(Table):
     memory: MemorySettings = MemorySettings()
     schedules: dict[str, ScheduleSettings] = {}
     ledger: LedgerSettings = LedgerSettings()
+    tracing: TracingSettings = TracingSettings()
     models: dict[str, ModelSettings] = {}
     llm: LLMSettings = LLMSettings()
     http: HttpSettings = HttpSettings()

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     die_with_parent()
     try:
         spec = _spec(arguments)
-        configure_logging(spec.log_format, spec.log_level)
+        configure_logging(spec.log_format, spec.log_level, spec.tenant)
         logging.getLogger("uvicorn").setLevel(logging.ERROR)  # what it warns of is answered, and counted
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(serve(spec))

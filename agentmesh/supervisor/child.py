@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
@@ -11,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from agentmesh.lifeline import die_with_parent
+from agentmesh.logs import JsonFormatter
 
 MARK = "@agentmesh "
 """Begins a line that is meant for the supervisor: a JSON object follows."""
@@ -36,25 +36,12 @@ def begin() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def configure_logging(form: LogFormat, level: str) -> None:
-    """Log to standard error, one line a record: for people, or as JSON."""
+def configure_logging(form: LogFormat, level: str, tenant: str = "") -> None:
+    """Log to standard error, one line a record: for people, or as JSON that says the tenant and more; see `logs`."""
     handler = logging.StreamHandler(sys.stderr)
     if form == "json":
-        handler.setFormatter(_JsonFormatter())
+        handler.setFormatter(JsonFormatter(tenant))
     else:
         line = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
         handler.setFormatter(logging.Formatter(line, datefmt="%H:%M:%S"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-
-
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False)

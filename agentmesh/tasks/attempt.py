@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ from agentmesh.tasks.seat import Seat
 from agentmesh.tasks.undoing import put_off, undone
 from agentmesh.tasks.wire import NOTHING, Failure, ResultBody, TaskBody, decode_queued
 from agentmesh.tasks.workflow.journal import has_sagas
+from agentmesh.trace import adopt, inherit, trace_id_of
 from agentmesh.transport import Delivery, Transport
 
 if TYPE_CHECKING:
@@ -224,6 +226,7 @@ class Attempt:
         bench = self.bench
         try:
             self.body = body = decode_queued(self.delivery.data)
+            adopt(body, self.delivery.headers)
             if body.task_id in bench.running:
                 return Return("the same task is running here", min(30.0, 2.0**self.delivery.attempt))
             bench.running[body.task_id] = self
@@ -290,14 +293,20 @@ class Attempt:
         """Run the handler; raises what it raises. `ended`: see `Desk.ended`."""
         assert self.body is not None
         self.context = context = self._context(self.body, ended)
+        assert self._scope is not None
         if not self.handled and self.delivery.attempt == 1:
-            self.bench.queued.observe(max(0.0, (now() - self.delivery.stored_at).total_seconds()))
+            self._scope.queued = max(0.0, (now() - self.delivery.stored_at).total_seconds())
+            self.bench.queued.observe(self._scope.queued)
+        tracer = self.bench.transport.tracer
+        span = None if tracer is None else tracer.received(self._scope)
         self.handling = self.handled = True
         try:
             value = await self.bench.run(task, context)
             await context.flush()
             return value
         finally:
+            if span is not None:
+                span.ended(self.body.task_type, sys.exception())
             self.handling = False
             context.seat.close()
             if self.away:  # it was cancelled while it waited
@@ -410,7 +419,7 @@ class Attempt:
     def _context(self, body: TaskBody, ended: str) -> TaskContext:
         """The handler's context; its own messages inherit deadline and trace."""
         bench = self.bench
-        trace_id = body.trace_id or body.task_id
+        trace_id = body.trace_id or trace_id_of(body.task_id)
         deliveries = self.delivery.attempt
         rank = self._history.rank(deliveries) if self._history is not None else deliveries
         context = TaskContext(
@@ -438,6 +447,8 @@ class Attempt:
             submitted=deque(maxlen=1),  # they look after themselves: it is enough to know that there are some
             attempt=context,
         )
+        if body.traceparent or body.baggage:
+            inherit(self._scope, body)
         enter(self._scope)
         return context
 
@@ -525,5 +536,6 @@ class Attempt:
             reason=reason,
             attempt=self.number,
             worker=self.bench.node,
+            trace_id=self.body.trace_id or trace_id_of(self.body.task_id),
             fingerprint=self.body.fingerprint,
         )

@@ -169,6 +169,10 @@ class TaskClient:
             await charge(self.transport, self.subjects, body.budget, "" if wishes.task_id is None else body.task_id)
         if when is not None:
             return await self._delay(body, when, task_type)
+        tracer = self.transport.tracer
+        if tracer is not None:
+            tracer.begin(body, body.task_id)
+        headers = None if tracer is None else tracer.headers(body)
         data = encode(body)
         if len(data) > MAX_BODY - _HEADERS:
             raise PayloadTooLargeError(len(data), MAX_BODY - _HEADERS)
@@ -178,16 +182,20 @@ class TaskClient:
         watch.reason = why_late(body)
 
         def store() -> Awaitable[PubAck]:
-            return self._stored(body.task_id, subject, data)
+            return self._stored(body.task_id, subject, data, headers)
 
         stored = await self._pressure.patiently(store, subject, len(data), wishes.patience)
+        if tracer is not None:
+            tracer.sent(body, f"{to or ''} {body.task_type}".lstrip(), body.timestamp.timestamp())
         if stored.duplicate:
             watch.look_at = 0.0  # it may be decided long since
         return Job(self, watch, task_type, stored.sequence)
 
-    def _stored(self, task_id: str, subject: str, data: bytes) -> Awaitable[PubAck]:
+    def _stored(self, task_id: str, subject: str, data: bytes, headers: dict[str, str] | None) -> Awaitable[PubAck]:
         # The window of duplicates is the stream's, which all tenants share: hence the tenant in the id.
-        stored = self.transport.publish_durable(subject, data, msg_id=f"{self.subjects.tenant}.{task_id}")
+        stored = self.transport.publish_durable(
+            subject, data, msg_id=f"{self.subjects.tenant}.{task_id}", headers=headers
+        )
         if self.ledger is None:
             return stored
         return self.ledger.submit(self.ledger.entry(self.subjects.tenant, task_id, subject, data), stored)

@@ -15,6 +15,7 @@ from agentmesh.tasks import dead, wire
 from agentmesh.tasks.layout import ACK_WAIT, dispatch_consumer, ensure_streams
 from agentmesh.tasks.serving import RETRY_DELAY, Serving
 from agentmesh.tasks.wire import TaskBody, decode_task, encode
+from agentmesh.trace import HEADERS
 from agentmesh.transport import Delivery, Transport
 
 log = logging.getLogger("agentmesh.tasks")
@@ -104,6 +105,7 @@ class Dispatcher:
             self._subjects.tasks(agent, body.lane()),
             encode(document),
             msg_id=f"{self._subjects.tenant}.{task_id}/{delivery.sequence}",
+            headers={name: value for name, value in (delivery.headers or {}).items() if name.lower() in HEADERS},
         )
         await self._transport.ack(delivery)
 

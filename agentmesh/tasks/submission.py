@@ -17,6 +17,7 @@ from agentmesh.messages import Task, wire_name
 from agentmesh.subjects import Subjects, token
 from agentmesh.tasks.pressure import IMPATIENT, Patience
 from agentmesh.tasks.wire import TaskBody
+from agentmesh.trace import inherit, outside
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def make_body(subjects: Subjects, task: Task[Any], wishes: Wishes) -> TaskBody:
     if not name:
         raise DefinitionError(type(task).__name__, "subclass it and submit an instance of the subclass")
     here = current()
+    trace = here or outside()
     time = now()
     body = TaskBody(
         task_id=token("task id", wishes.task_id) if wishes.task_id is not None else new_id(),
@@ -60,9 +62,11 @@ def make_body(subjects: Subjects, task: Task[Any], wishes: Wishes) -> TaskBody:
         tenant_id=subjects.tenant,
         deadline=None if wishes.deadline is None else (wishes.due or time) + timedelta(seconds=wishes.deadline),
         source_agent_id=wishes.source,
-        trace_id=wishes.trace_id or (here.trace_id if here is not None else ""),
+        trace_id=wishes.trace_id or (trace.trace_id if trace is not None else ""),
         budget=covering(),
     )
+    if trace is not None and (trace.traceparent or trace.baggage):
+        inherit(body, trace)
     if here is not None:
         _inherit(body, here, wishes.detached)
     if wishes.budget is not None:

@@ -48,6 +48,10 @@ class TaskBody(msgspec.Struct, omit_defaults=True):
     """When its result is of no use any more."""
     source_agent_id: str = ""
     trace_id: str = ""
+    traceparent: str = ""
+    """When somebody traces: W3C trace context, see `trace`."""
+    tracestate: str = ""
+    baggage: str = ""
     parent_id: str = ""
     """The task whose handler submitted it, itself or through requests; empty if no task did."""
     detached: bool = False
@@ -117,6 +121,7 @@ class ResultBody(msgspec.Struct, omit_defaults=True):
     """The node that did it."""
     timestamp: Any = None
     schema_version: str = ""
+    trace_id: str = ""
     parent_id: str = ""
     """Of a step: the task whose handler is the workflow."""
     step: str = ""

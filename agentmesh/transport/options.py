@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from agentmesh.errors import ConfigError
+from agentmesh.tracing import To
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -50,6 +51,9 @@ class TransportOptions:
 
     max_payload: int | None = None
     """Bytes, when the account allows less than the server does (the broker only tells the server's limit)."""
+
+    tracing: To = "off"
+    """Where spans go, see `tracing`; `off`: nowhere, and none are made."""
 
     inbox_prefix: str = ""
     """Prefix of reply subjects; empty: `_INBOX_<user or name>`, so that one user cannot read another's replies."""

@@ -15,6 +15,7 @@ from agentmesh.errors import (
     DeliveryError,
     PermissionDeniedError,
 )
+from agentmesh.tracing import make_tracer
 from agentmesh.transport.api import JetStreamApi
 from agentmesh.transport.connection import Connection, Subscription
 from agentmesh.transport.inbox import Inbox
@@ -38,6 +39,8 @@ class Transport:
 
     def __init__(self, options: TransportOptions, *, jetstream: bool = True) -> None:
         self.options = options
+        self.tracer = make_tracer(options.tracing)
+        """Makes spans of what is sent and handled; None: nothing is traced."""
         self.connection = Connection(options, jetstream=jetstream)
         self._bulk: Connection | None = None
         self._bulk_publisher: Publisher | None = None

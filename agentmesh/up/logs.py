@@ -100,10 +100,11 @@ class LogBook:
 class LogForwarder(logging.Handler):
     """Takes what this process logs itself into the book, as the process `up`."""
 
-    def __init__(self, book: LogBook) -> None:
+    def __init__(self, book: LogBook, formatter: logging.Formatter | None = None) -> None:
         super().__init__()
         self._book = book
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S"))
+        line = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+        self.setFormatter(formatter or logging.Formatter(line, datefmt="%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
         for text in self.format(record).splitlines():

@@ -231,7 +231,8 @@ class Launches:
 
     def _service_arguments(self) -> list[str]:
         creds = self._plan.broker.creds
-        return ["--nats", self._plan.broker.with_credentials(self._url), *(["--creds", creds] if creds else [])]
+        nats = ["--nats", self._plan.broker.with_credentials(self._url), *(["--creds", creds] if creds else [])]
+        return [*nats, "--log-format", self._plan.log_format]
 
     def _service(self, name: str, module: str, arguments: list[str], ready_text: str) -> Launch:
         command = ["agentmesh.supervisor.service", module]

@@ -191,6 +191,8 @@ class UpPlan:
     """Watch the sources and replace nodes whose code changed."""
     watch: tuple[Path, ...] = ()
     """Folders to watch, besides `root`."""
+    tracing: Literal["off", "log", "otel"] = "off"
+    """Where the spans of all its processes go."""
     log_format: Literal["text", "json"] = "text"
     log_level: str = "INFO"
 
@@ -260,6 +262,7 @@ class UpPlan:
             tls_cert=broker.tls_cert,
             tls_key=broker.tls_key,
             replicas=broker.replicas,
+            tracing=self.tracing,
         )
 
 

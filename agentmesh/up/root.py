@@ -24,6 +24,7 @@ from agentmesh.broker import BrokerOptions, EmbeddedBroker
 from agentmesh.errors import AgentMeshError
 from agentmesh.ids import new_id, now
 from agentmesh.local import dispatcher
+from agentmesh.logs import JsonFormatter
 from agentmesh.metrics import METRICS
 from agentmesh.metrics import serve as serve_metrics
 from agentmesh.presence import NodeMonitor, node_monitor
@@ -345,7 +346,7 @@ class Up:
 
     @contextlib.contextmanager
     def _own_logs(self) -> Iterator[None]:
-        forwarder = LogForwarder(self.book)
+        forwarder = LogForwarder(self.book, JsonFormatter(self.plan.tenant) if self.plan.log_format == "json" else None)
         logger = logging.getLogger("agentmesh")
         before = logger.level, logger.propagate
         logger.addHandler(forwarder)

@@ -14,7 +14,21 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the inside out; a module may import its own layer and those before it.
 CORE = [
     {"errors", "version"},
-    {"ids", "ports", "subjects", "limits", "messages", "codec", "budgets", "context", "breaker"},
+    {
+        "ids",
+        "ports",
+        "subjects",
+        "limits",
+        "messages",
+        "codec",
+        "budgets",
+        "context",
+        "breaker",
+        "trace",
+        "tracing",
+        "logs",
+        "otel",
+    },
     {"config", "runfile", "lifeline", "broker", "lane", "when"},
     {"transport", "mailbox", "proto"},
     {
@@ -48,6 +62,7 @@ OWNERS = {
     "google": "agentmesh/proto/",
     "typer": "agentmesh/cli/",
     "watchfiles": "agentmesh/up/",
+    "opentelemetry": "agentmesh/otel.py",
     "starlette": "agentmesh/gateway/",
     "uvicorn": "agentmesh/gateway/",
 }
