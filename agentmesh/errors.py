@@ -461,7 +461,7 @@ class BudgetExceededError(AgentMeshError):
     def __init__(self, limit: str, amount: float, owner: str = "", tree_id: str = "") -> None:
         super().__init__(limit, amount, owner, tree_id)
         self.limit = limit
-        """`depth`, `steps` or `seconds`."""
+        """`depth`, `steps` or `seconds`; of an LLM agent's answer `tokens` and `cost`, too."""
         self.amount = amount
         """How much was given."""
         self.owner = owner
@@ -470,7 +470,7 @@ class BudgetExceededError(AgentMeshError):
 
     def __str__(self) -> str:
         s = "" if self.amount == 1 else "s"
-        units = {"depth": f"handler{s} in a row", "steps": f"step{s}", "seconds": f"second{s}"}
+        units = {"depth": f"handler{s} in a row", "steps": f"step{s}", "seconds": f"second{s}", "cost": "US dollars"}
         unit = units.get(self.limit, self.limit)
         return f"the budget of {self.amount:g} {unit}{f' given by {self.owner}' if self.owner else ''} is used up"
 

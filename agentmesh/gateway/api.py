@@ -88,6 +88,12 @@ class ExecuteBody(TaskBody):
     """Seconds to wait, if that is less than the route allows."""
 
 
+class SignalBody(Body):
+    """What a workflow waits for."""
+
+    value: Any = None
+
+
 class JsonResponse(Response):
     """Plain data, times and structs as JSON."""
 
@@ -111,6 +117,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         Route(TASK, api.task, methods=["GET"]),
         Route(TASK, api.cancel, methods=["DELETE"]),
         Route(f"{TASK}/cancel", api.cancel, methods=["POST"]),
+        Route(f"{TASK}/signals/{{signal}}", api.signal, methods=["POST"]),
     ]
 
 
@@ -255,6 +262,16 @@ class _Api:
         await client.tasks.cancel(task_id, by=f"http: {caller.name}")
         status = await client.tasks.get(task_id)
         return JsonResponse({"cancelled": status.state == "cancelled", **_status(status)})
+
+    @operation(tags=["tasks"], body=SignalBody, errors=[404], example={"value": True})
+    async def signal(self, request: Request) -> Response:
+        """Give a workflow the signal it waits for, or will: an approval, for one. Only the first one counts."""
+        caller, client = self._of(request)
+        task_id, name = token("task id", request.path_params["task"]), request.path_params["signal"]
+        body = await read_model(request, SignalBody, caller)
+        await client.tasks.get(task_id)
+        counts = await client.tasks.signal(task_id, name, body.value)
+        return JsonResponse({"task_id": task_id, "signal": name, "counts": counts})
 
 
 async def _waited(client: Client, task_id: str, seconds: float) -> TaskStatus:

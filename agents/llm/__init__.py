@@ -7,6 +7,7 @@ Where to look: `messages` what is asked and answered, `gateway` the agent, `pipe
 what talks to models.
 """
 
+from agentmesh.agents.llm.agent import LLMAgent
 from agentmesh.agents.llm.backends import ModelBackend, ModelCall
 from agentmesh.agents.llm.gateway import LLMGateway
 from agentmesh.agents.llm.messages import (
@@ -29,6 +30,7 @@ __all__ = [
     "ErrorCode",
     "Generate",
     "GenerationParameters",
+    "LLMAgent",
     "LLMError",
     "LLMGateway",
     "LLMPart",

@@ -127,6 +127,22 @@ async def test_the_page_about_schedules_runs(mesh: Mesh, spawn: Spawn) -> None:
     assert await mesh.schedules.ls() == []
 
 
+async def test_the_page_about_llm_agents_runs(mesh: Mesh, spawn: Spawn) -> None:
+    from agentmesh.agents.llm import LLMGateway
+
+    declared, asked = blocks(ROOT / "docs/llm-agent.md", "python")
+    names: dict[str, Any] = {"__name__": "__main__", "mesh": mesh, "print": lambda *_: None}
+
+    await run_block(declared, "llm-agent.md", names)
+    await spawn(LLMGateway)
+    await spawn(names["Helper"])
+    async with ToolExecutor(mesh.transport, mesh.subjects, [names["search"], names["send_mail"]]):
+        await run_block(asked, "llm-agent.md", names)
+
+    assert names["answer"] == "Everybody has 30 days of holidays a year."
+    assert names["part"].type == "finish"
+
+
 async def test_the_page_about_call_trees_runs(mesh: Mesh, spawn: Spawn) -> None:
     declared, sent = blocks(ROOT / "docs/call-tree.md", "python")
     names: dict[str, Any] = {"__name__": "__main__", "mesh": mesh}
