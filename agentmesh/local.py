@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from agentmesh import registry
+from agentmesh import config, ports, registry, runfile
 from agentmesh.broker import BrokerOptions, EmbeddedBroker
 from agentmesh.subjects import Subjects
 from agentmesh.tasks import Dispatcher, Mover
@@ -65,6 +67,29 @@ class LocalServices:
             await self._broker.stop()
         if self._temporary is not None:
             self._temporary.cleanup()
+
+
+@asynccontextmanager
+async def broker_here(port: int = 4222) -> AsyncIterator[str]:
+    """The address of a broker, for a program that others will look for: one that is there, or else one on `port`.
+
+    It is there if `$NATS_URL`, an `agentmesh up` of this folder or somebody on that port says so. One of our own is
+    stopped when the block ends, and what it kept is forgotten.
+
+    Raises:
+        BrokerStartError: It could not be started.
+    """
+    address = runfile.broker_address()
+    known = config.broker_url() is not None or runfile.find() is not None
+    if known or not ports.is_free("127.0.0.1", port):
+        yield address if known else f"nats://127.0.0.1:{port}"
+        return
+    broker = EmbeddedBroker(BrokerOptions(port=port))
+    await broker.start()
+    try:
+        yield broker.url
+    finally:
+        await broker.stop()
 
 
 def dispatcher(transport: Transport, subjects: Subjects) -> Dispatcher:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from agentmesh.config.environment import broker_url
+
 RUN_DIR = ".agentmesh"
 NAME = "up.json"
 
@@ -62,6 +64,14 @@ def write(run_dir: Path, content: RunFile) -> None:
 def remove(run_dir: Path) -> None:
     """Remove it if it is there."""
     (run_dir / NAME).unlink(missing_ok=True)
+
+
+def broker_address() -> str:
+    """Where a broker should be: `$NATS_URL`, else that of the mesh of this folder, else port 4222 of this machine."""
+    url = broker_url()
+    if url is None and (running := find()) is not None:
+        url = running.url
+    return url or "nats://127.0.0.1:4222"
 
 
 def find(start: Path | None = None) -> RunFile | None:

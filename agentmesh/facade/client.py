@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import msgspec
 
-from agentmesh import config, runfile
+from agentmesh import runfile
 from agentmesh.errors import (
     BatchPublishError,
     BrokerUnavailableError,
@@ -142,7 +142,7 @@ class NATSClient:
         async with self._connecting:
             if self._own is None:
                 options = self._options or TransportOptions(
-                    url=self._address(), name="nats-client", connect_timeout=PUBLISH_TIMEOUT
+                    url=self._url or runfile.broker_address(), name="nats-client", connect_timeout=PUBLISH_TIMEOUT
                 )
                 try:
                     self._own = await Transport.connect(options)
@@ -150,10 +150,6 @@ class NATSClient:
                     raise NatsConnectionError(str(error)) from error
                 use_scheme(self._own, self._subjects)
             return self._own
-
-    def _address(self) -> str:
-        running = None if self._url or config.broker_url() else runfile.find()
-        return self._url or config.broker_url() or (running.url if running else "nats://127.0.0.1:4222")
 
     # ------------------------------------------------------------ publish
 

@@ -53,11 +53,13 @@ class LLMClient:
     Args:
         mesh: The connection.
         agent: Name of the gateway.
+        door: Subject of the protobuf door; unset: that of the tenant, beside the `svc.ai.llm.v1.infer` for everybody.
     """
 
-    def __init__(self, mesh: Client, agent: str = "llm") -> None:
+    def __init__(self, mesh: Client, agent: str = "llm", *, door: str = "") -> None:
         self._mesh = mesh
         self._agent = agent
+        self._door = door or mesh.subjects.tenant_infer()
 
     async def generate(
         self,
@@ -156,8 +158,7 @@ class LLMClient:
         """
         request_id = _with_id(request)
         headers = {**_PROTOBUF_HEADERS, TIMEOUT: f"{timeout:g}"}
-        subject = self._mesh.subjects.tenant_infer()
-        answer = await self._ask(subject, request_id, request.SerializeToString(), headers, timeout)
+        answer = await self._ask(self._door, request_id, request.SerializeToString(), headers, timeout)
         response: LLMInferenceResponse = _parsed(proto.LLMInferenceResponse, answer)
         if response.HasField("error"):
             raise _model_error(response.error)
@@ -199,7 +200,7 @@ class LLMClient:
 
         reader = ChunkReader(
             self._mesh.transport,
-            self._mesh.subjects.tenant_infer(),
+            self._door,
             position,
             idle_timeout=idle_timeout,
             timeout=timeout,
