@@ -13,7 +13,7 @@ from agentmesh.gateway.options import is_loopback
 
 PUBLIC = frozenset({"/health", "/ready", "/openapi.json", "/docs"})
 """Paths for which no key is needed: they say nothing about what runs here."""
-PUBLIC_FOLDERS = ("/ui/",)
+PAGES = "/ui"
 """The same for all below: pages, which ask for the key themselves."""
 
 MAX_HEAD = 16 * 1024
@@ -127,7 +127,12 @@ class Access:
 
 def is_public(path: str) -> bool:
     """Whether no key is needed."""
-    return path in PUBLIC or path.startswith(PUBLIC_FOLDERS)
+    return path in PUBLIC or is_page(path)
+
+
+def is_page(path: str) -> bool:
+    """Whether it is for people, not for programs."""
+    return path == PAGES or path.startswith(f"{PAGES}/")
 
 
 def _token(headers: Mapping[str, str]) -> str:

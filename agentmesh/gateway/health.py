@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from agentmesh.gateway.describe import operation
 from agentmesh.gateway.gateway import Gateway
 from agentmesh.gateway.readiness import Readiness
 from agentmesh.metrics import CONTENT_TYPE, collect
@@ -16,10 +17,12 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     """See the module."""
     readiness = Readiness(gateway)
 
+    @operation(tags=["about"], public=True, reply={"type": "object"})
     async def health(request: Request) -> Response:
         """The process lives."""
         return JSONResponse({"status": "ok", "version": __version__})
 
+    @operation(tags=["about"], public=True, reply={"type": "object"}, errors=[503])
     async def ready(request: Request) -> Response:
         """It can do its work: the broker answers, and the agents have been started."""
         problems = await readiness.problems()
@@ -29,6 +32,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
             return JSONResponse({"status": "unavailable", "problems": problems}, 503, {"Retry-After": "1"})
         return JSONResponse({"status": "ok", "routes": len(request.scope["router"].routes)})
 
+    @operation(tags=["about"], media="text/plain")
     async def metrics(request: Request) -> Response:
         """Figures of all processes of the mesh, as Prometheus reads them."""
         subjects = gateway.client(gateway.caller(request).tenant).subjects

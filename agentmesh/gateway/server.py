@@ -37,6 +37,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.up = asyncio.Event()
+        self.asked = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -45,6 +46,13 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.up.set()
+
+    async def main_loop(self) -> None:
+        """Until it is asked to stop; the Date field is renewed every second, and nobody wakes up more often."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self.asked.wait()
 
     def cut(self) -> None:
         """Close the connections that are left."""
@@ -109,6 +117,7 @@ class HttpServer:
         self._server = self._serving = None
         server.config.timeout_graceful_shutdown = grace  # type: ignore[assignment]  # as above
         server.should_exit = True
+        server.asked.set()
         await asyncio.wait([serving], timeout=grace + 1.0)
         server.force_exit = True
         server.cut()
