@@ -34,6 +34,7 @@ from agentmesh.errors import (
     StreamFullError,
 )
 from agentmesh.ids import new_id, now
+from agentmesh.llmops import LLMOps
 from agentmesh.memory import Memory
 from agentmesh.messages import Event, Message, Request, Task, Terminated, wire_name
 from agentmesh.orders import Orders
@@ -530,6 +531,11 @@ class Client:
     def limits(self) -> Limits:
         """How far limits are used, and how many tasks wait for them."""
         return Limits(self.transport, self.subjects)
+
+    @property
+    def llmops(self) -> LLMOps:
+        """Calls to language models: what they cost, alerts, and cached answers."""
+        return LLMOps(self.transport, self.subjects)
 
     def job(self, task_id: str, task_type: type[Task[R]] | None = None) -> Job[R]:
         """A handle on a task submitted earlier, also by another process; without its type the result is plain data."""

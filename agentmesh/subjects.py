@@ -30,6 +30,10 @@ RPC subjects and stream subjects never overlap: a stream that captures an RPC su
 | svc.ai.llm.v1.infer.T                  | … of a tenant                                                   |         |
 | ai.gateway.requests.T                  | door to the LLM gateway: JSON; one answer, or a job             |         |
 | ai.gateway.responses.T                 | copies of the answers, off unless asked for                     |         |
+| ai.gateway.rate-limit.T                | a limit of the LLM gateway was reached                          |         |
+| ai.gateway.cache.invalidate.T          | answers that must not be given again; to every replica          | LLMCACHE |
+| ai.llmops.operations.T                 | every call of a language model                                  | OPERATIONS |
+| ai.llmops.cost-alerts.T.<alert_id>     | threshold of a budget; republished to ai.llmops.cost-alerts.T  | ALERTS  |
 """
 
 from __future__ import annotations
@@ -131,6 +135,8 @@ class Subjects:
         tokens = standard.split(".")
         if tokens[0] != "ai":
             return standard
+        if tokens[1:3] == ["gateway", "cache"]:  # the one operation of two tokens
+            tokens[2:4] = [".".join(tokens[2:4])]
         logged = tokens[1] == "stream" and tokens[2] != "live"
         operation, (tenant, *rest) = ("log", tokens[2:]) if logged else (tokens[2], tokens[3:])
         return ".".join((self.name(tokens[1], operation, tenant), *rest))
@@ -330,6 +336,27 @@ class Subjects:
 
     def gateway_responses(self) -> str:
         return self.at("gateway", "responses")
+
+    def rate_limits(self) -> str:
+        """Where reached limits are told."""
+        return self.at("gateway", "rate-limit")
+
+    def cache_invalidations(self) -> str:
+        return self.at("gateway", "cache.invalidate")
+
+    # -- operations of language models
+    def operations(self) -> str:
+        return self.at("llmops", "operations")
+
+    def cost_alert(self, alert_id: str) -> str:
+        return f"{self.at('llmops', 'cost-alerts')}.{token('cost alert', alert_id)}"
+
+    def cost_alerts(self) -> str:
+        """Where every stored alert of the tenant is republished."""
+        return self.at("llmops", "cost-alerts")
+
+    def all_cost_alerts(self) -> str:
+        return f"{self.at('llmops', 'cost-alerts')}.*"
 
     # -- consumer names ('~' is not in the token alphabet, so joined names never collide)
     def task_consumer(self, agent: str, priority: str) -> str:

@@ -188,6 +188,36 @@ ORDERS = StreamSpec(
     description="agentmesh: standing orders: what is paused or quarantined",
 )
 
+OPERATIONS = StreamSpec(
+    "OPERATIONS",
+    ("ai.llmops.operations.*",),
+    max_age=90 * _DAY,
+    max_bytes=512 * _MB,
+    max_msg_size=64 * 1024,
+    duplicate_window=600.0,
+    description="agentmesh: every call of a language model, without what was asked and answered",
+)
+
+ALERTS = StreamSpec(
+    "ALERTS",
+    ("ai.llmops.cost-alerts.*.*",),
+    max_age=90 * _DAY,
+    max_msgs_per_subject=1,
+    max_bytes=16 * _MB,
+    max_msg_size=16 * 1024,
+    republish=("ai.llmops.cost-alerts.*.*", "ai.llmops.cost-alerts.{{wildcard(1)}}"),
+    description="agentmesh: thresholds of budgets for language models that were reached",
+)
+
+CACHE_LOG = StreamSpec(
+    "LLMCACHE",
+    ("ai.gateway.cache.invalidate.*",),
+    max_age=7 * _DAY,  # no answer is kept for longer
+    max_bytes=16 * _MB,
+    max_msg_size=64 * 1024,
+    description="agentmesh: which cached answers must not be given again",
+)
+
 _ensured: WeakSet[Transport] = WeakSet()
 _ensured_one: WeakKeyDictionary[Transport, set[str]] = WeakKeyDictionary()
 

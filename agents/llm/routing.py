@@ -72,6 +72,11 @@ class Table:
             raise ModelError("NOT_FOUND", f"no model or route {name!r}; {hint}")
         return found
 
+    @property
+    def longest(self) -> float:
+        """Seconds the longest answer may take."""
+        return max(route.settings.total for route in self._routes.values())
+
     def routes_to(self, model: str) -> list[str]:
         """Names of the routes on which the model is tried first."""
         return sorted(name for name, route in self._routes.items() if route.models[0] == model)

@@ -44,7 +44,7 @@ CORE = [
         "tasks",
         "metrics",
     },
-    {"lease", "happenings", "orders", "deathwatch", "refs", "client", "facade", "brokercheck", "subjectlint"},
+    {"lease", "llmops", "happenings", "orders", "deathwatch", "refs", "client", "facade", "brokercheck", "subjectlint"},
     {"agent"},
     {"supervisor", "crashes", "figures", "flight", "host", "local", "sync", "mesh", "node"},
     {"gateway"},
