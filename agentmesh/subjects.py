@@ -32,7 +32,7 @@ RPC subjects and stream subjects never overlap: a stream that captures an RPC su
 | ai.gateway.responses.T                 | copies of the answers, off unless asked for                     |         |
 | ai.gateway.rate-limit.T                | a limit of the LLM gateway was reached                          |         |
 | ai.gateway.cache.invalidate.T          | answers that must not be given again; to every replica          | LLMCACHE |
-| ai.llmops.operations.T                 | every call of a language model                                  | OPERATIONS |
+| ai.llmops.operations.T               | every call of a language model                                  | OPERATIONS |
 | ai.llmops.cost-alerts.T.<alert_id>     | threshold of a budget; republished to ai.llmops.cost-alerts.T  | ALERTS  |
 """
 
