@@ -21,6 +21,8 @@ from agentmesh.gateway.body import Body
 from agentmesh.gateway.errors import explained, openai_document
 from agentmesh.gateway.gateway import CALL, Call, Gateway, unauthenticated
 from agentmesh.ids import new_id
+from agentmesh.logs import about
+from agentmesh.trace import continued
 
 log = logging.getLogger("agentmesh.gateway")
 access_log = logging.getLogger("agentmesh.gateway.access")
@@ -79,7 +81,9 @@ class Guard:
         if call.caller is not None:
             call.caller.check_tenant(headers.get("x-tenant-id"))
         body.check()
-        with call.caller.usage.request() if call.caller and not public else contextlib.nullcontext():
+        counted = call.caller.usage.request() if call.caller and not public else contextlib.nullcontext()
+        said = {"request_id": call.request_id, "tenant": call.caller.tenant if call.caller else self._gateway.tenant}
+        with counted, continued(headers, trace_id=call.trace_id), about(**said):
             call.rejected = False
             await self._app(scope, body.receive, answer.send)
 
@@ -108,8 +112,9 @@ class Guard:
             return
         caller = call.caller
         who = f"{caller.name}@{caller.tenant}" if caller else "-"
-        path = quote(scope["path"][:200], safe="/")
-        access_log.info("%s %s %d %.1f ms %s %s", _method(scope), path, status, seconds * 1000, who, call.request_id)
+        path, ms = quote(scope["path"][:200], safe="/"), round(seconds * 1000, 1)
+        with about(request_id=call.request_id, route=route, status=status, ms=ms, caller=who):
+            access_log.info("%s %s %d %.1f ms %s %s", _method(scope), path, status, ms, who, call.request_id)
 
 
 class Answer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import resource
 import socket
 from collections.abc import Generator
@@ -16,14 +17,17 @@ from typing import Any
 import uvicorn
 
 from agentmesh import ports
-from agentmesh.errors import ConfigError
+from agentmesh.errors import ConfigError, PermissionDeniedError
 from agentmesh.gateway.app import make_app
 from agentmesh.gateway.gateway import Gateway
 from agentmesh.gateway.options import DEFAULT_PORT, address
 from agentmesh.gateway.protocol import protocol
 from agentmesh.metrics import METRICS
 from agentmesh.metrics import serve as serve_metrics
-from agentmesh.transport import Subscription
+from agentmesh.transport import Service, Subscription
+from agentmesh.version import __version__
+
+log = logging.getLogger("agentmesh.gateway")
 
 MAX_CONNECTIONS = 4096
 SPARE_FILES = 128
@@ -74,6 +78,7 @@ class HttpServer:
         """Known once it is started."""
         self._server: _Server | None = None
         self._metrics: Subscription | None = None
+        self._service: Service | None = None
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -105,8 +110,21 @@ class HttpServer:
         up.cancel()
         if self._serving.done():
             self._serving.result()
-        subjects = self.gateway.client(self.gateway.tenant).subjects
-        self._metrics = await serve_metrics(self.gateway.transport, subjects.control(METRICS), "gateway")
+        await self._be_found()
+
+    async def _be_found(self) -> None:
+        """Answer those who ask what runs here, and for figures."""
+        transport, tenant = self.gateway.transport, self.gateway.tenant
+        subject = self.gateway.client(tenant).subjects.control(METRICS)
+        self._metrics = await serve_metrics(transport, subject, "gateway")
+        metadata = {"agentmesh.tenant": tenant, "agentmesh.url": self.url}
+        service = Service("gateway", __version__, "Agents, tasks and streams over HTTP", metadata=metadata)
+        try:
+            await transport.services.start()
+        except PermissionDeniedError as error:
+            log.info("the gateway is not listed: %s", error)
+            return
+        self._service = transport.services.add(service)
 
     async def stop(self, grace: float) -> None:
         """Take no more requests, end the streams, and give what is under way `grace` seconds; then cut it off."""
@@ -126,6 +144,8 @@ class HttpServer:
         await asyncio.gather(serving, return_exceptions=True)
         if self._metrics is not None:
             await self._metrics.unsubscribe()
+        if self._service is not None:
+            self.gateway.transport.services.remove(self._service)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+from collections.abc import Awaitable, Callable
 
 import httpx
 import pytest
 
+from agentmesh import Agent, AgentRef, Context, Prompt, handler
 from agentmesh.errors import ConfigError
 from agentmesh.gateway import GatewayOptions
 from agentmesh.gateway.keys import KeyRing, digest, new_token, stored
@@ -16,6 +18,14 @@ from tests.core.hostile import TOKENS
 from tests.gateway.conftest import TOKEN, Running, StartGateway, bearer, key
 
 AGENTS = "/api/v1/agents"
+
+
+class Traced(Agent):
+    @handler
+    async def prompt(self, message: Prompt, ctx: Context) -> str:
+        return ctx.trace_id
+
+
 CODES = {400, 401, 403, 404, 409, 412, 429, 500, 501, 503, 504}
 
 
@@ -212,6 +222,21 @@ async def test_the_log_has_neither_credentials_nor_what_was_said(
     ours = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("agentmesh"))
     assert "planted" not in ours
     assert TOKEN not in ours
+
+
+async def test_a_trace_goes_on_from_the_request_to_the_agents(
+    start_gateway: StartGateway, spawn: Callable[..., Awaitable[AgentRef]]
+) -> None:
+    await spawn(Traced)
+    http, trace = (await start_gateway()).http, "4bf92f3577b34da6a3ce929d0e0e4736"
+
+    async def asked(**headers: str) -> str:
+        answer = await http.post(f"{AGENTS}/traced/ask", json={"text": ""}, headers=headers)
+        return str(answer.json()["reply"])
+
+    assert await asked(traceparent=f"00-{trace}-00f067aa0ba902b7-01") == trace
+    assert await asked(**{"X-Trace-ID": trace}) == trace
+    assert len(await asked()) == 32
 
 
 PATHS = (
