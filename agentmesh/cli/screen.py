@@ -210,7 +210,7 @@ def _line_for_programs(event: events.UpEvent, tenant: str) -> str:
         return as_json({**line, "logger": "stdout", "message": event.text, "tenant": tenant, "process": event.source})
     if isinstance(event, events.Warned):
         line["level"] = "WARNING"
-    about = {key: value for key, value in plain(event).items() if key not in line}
+    about = {key: value for key, value in plain(event).items() if key not in line and key != "at"}
     return as_json({**line, "logger": "agentmesh.up", "message": event.kind, "tenant": tenant, **about})
 
 
