@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
+import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
@@ -45,6 +46,8 @@ INFER_TIMEOUT = 60.0
 
 ANSWER_GRACE = 1.0
 """Seconds in which the gateway's own word that time is up may still come."""
+
+TIMEOUT_HEADER = "x-timeout"
 
 _JSON = "application/json"
 _INPUTS = ("prompt", "messages", "chat_messages")
@@ -91,6 +94,7 @@ class _Infer:
         headers={
             "Accept": "`text/event-stream`: chunks as they come.",
             "Idempotency-Key": "Sent again with it, the first answer comes back.",
+            "X-Timeout": "Seconds for the whole answer, if that is less than the route allows.",
             "X-Trace-ID": "and X-Client-ID, X-User-ID, X-Custom-*: they come back in `meta`.",
         },
         errors=[409, 429, 503, 504],
@@ -101,14 +105,17 @@ class _Infer:
         caller = self._gateway.caller(request)
         document = inference(await read_object(request), request, caller)
         client = self._gateway.client(caller.tenant)
-        seconds = self._gateway.options.routes.get(ROUTE, INFER_TIMEOUT)
+        seconds = _seconds(request, self._gateway.options.routes.get(ROUTE, INFER_TIMEOUT))
         if document["params"].get("stream") is True:
-            return await self._stream(caller, client, document, seconds)
+            whole = seconds if TIMEOUT_HEADER in request.headers else None
+            return await self._stream(caller, client, document, seconds, whole)
         return await while_connected(request, _whole(client, document, seconds))
 
-    async def _stream(self, caller: Caller, client: Client, document: dict[str, Any], seconds: float) -> Response:
+    async def _stream(
+        self, caller: Caller, client: Client, document: dict[str, Any], seconds: float, whole: float | None
+    ) -> Response:
         """Chunks as events; what goes wrong before the first one still has a status of its own."""
-        chunks = _Chunks(client, document, seconds)
+        chunks = _Chunks(client, document, seconds, whole)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._gateway.stream_slot(caller))
             await stack.enter_async_context(aclosing(chunks.parts))
@@ -183,6 +190,20 @@ def _input(body: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(messages, list) or not messages:
         raise refused(ErrorCode.INVALID_ARGUMENT, f"{name}: expected messages with role and content", field=name)
     return {"chat_messages": {"messages": messages}}
+
+
+def _seconds(request: Request, most: float) -> float:
+    """How long the caller waits, never more than the route allows."""
+    given = request.headers.get(TIMEOUT_HEADER)
+    if given is None:
+        return most
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not (0 < seconds < math.inf):
+        raise refused(ErrorCode.INVALID_ARGUMENT, f"X-Timeout {given[:40]!r}: expected a number of seconds above 0")
+    return min(seconds, most)
 
 
 def _meta(body: dict[str, Any], request: Request, caller: Caller) -> dict[str, Any]:
@@ -264,7 +285,7 @@ async def _cancel(client: Client, document: dict[str, Any]) -> None:
 class _Chunks:
     """The chunks of one answer as events; when the gateway stops, or something breaks, the last one says so."""
 
-    def __init__(self, client: Client, document: dict[str, Any], seconds: float) -> None:
+    def __init__(self, client: Client, document: dict[str, Any], idle: float, whole: float | None) -> None:
         self._client = client
         self._document = document
         self._latest: dict[str, Any] = {}
@@ -272,9 +293,14 @@ class _Chunks:
         self._first: Message | None = None
         self.stopping = asyncio.Event()
         self._reader = ChunkReader(
-            client.transport, client.subjects.tenant_infer(), self._position, idle_timeout=seconds
+            client.transport,
+            client.subjects.tenant_infer(),
+            self._position,
+            idle_timeout=idle,
+            timeout=None if whole is None else whole + ANSWER_GRACE,
         )
-        self.parts = self._reader.ask(msgspec.json.encode(document), {CONTENT_TYPE: _JSON})
+        limit = {} if whole is None else {TIMEOUT: f"{whole:g}"}
+        self.parts = self._reader.ask(msgspec.json.encode(document), {CONTENT_TYPE: _JSON, **limit})
 
     def _position(self, message: Message) -> tuple[int, bool]:
         self._latest = msgspec.json.decode(message.data)

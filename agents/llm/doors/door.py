@@ -23,13 +23,14 @@ from agentmesh.agents.llm.doors.inquiry import Inquiry, explained, failure, refu
 from agentmesh.agents.llm.messages import ErrorCode, LLMError, LLMResponse
 from agentmesh.chunked import CONTENT_TYPE, ChunkSender, header
 from agentmesh.errors import AgentMeshError, BrokerError, ModelError, PayloadTooLargeError, StreamIdleError
+from agentmesh.ids import new_id
 from agentmesh.transport import Endpoint, Message, Subscription, Transport
 
 log = logging.getLogger("agentmesh.llm.doors")
 
 HANDED_ON = "Handed-On"
 """How many replicas that were full have passed a request on."""
-MOST_HANDS = 3
+MOST_HANDS = 8
 
 SERVICE_ERROR, SERVICE_ERROR_CODE = "Nats-Service-Error", "Nats-Service-Error-Code"
 """What clients of NATS micro services look at."""
@@ -94,7 +95,7 @@ class Door:
         endpoint: Subject, queue group and counters.
         choose: Finds the dialect of a request.
         accept: Makes jobs; None: there are none at this door.
-        capacity: Requests under way; one more is passed on to another replica, and after three of those refused.
+        capacity: Requests under way; one more is passed on to another replica, and after eight of those refused.
     """
 
     def __init__(
@@ -196,6 +197,7 @@ class Door:
 
     def _understand(self, visit: Visit, *, meta_only: bool = False) -> None:
         message, headers = visit.message, visit.message.headers
+        visit.meta = {"request_id": new_id()}  # an answer to what cannot be read needs one, too
         try:
             visit.dialect = self._choose(message.data, headers)
             document = visit.dialect.document(message.data, headers)

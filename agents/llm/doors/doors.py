@@ -31,6 +31,9 @@ log = logging.getLogger("agentmesh.llm.doors")
 
 STANDARD_TENANT = "default"
 
+GRACE = 3.0
+"""Seconds that requests under way get when the gateway stops."""
+
 
 class Doors:
     """Opens the doors of a gateway.
@@ -98,11 +101,11 @@ class Doors:
             )
         )
 
-    async def close(self, grace: float = 3.0) -> None:
-        """Take no more, finish what is under way within `grace` seconds, and answer everybody else that we stop."""
+    async def close(self) -> None:
+        """Take no more, finish what is under way within `GRACE` seconds, and answer everybody else that we stop."""
         if self._service is not None:
             self._client.transport.services.remove(self._service)
-        await asyncio.gather(*(door.close(grace) for door in self._doors))
+        await asyncio.gather(*(door.close(GRACE) for door in self._doors))
         for chore in self._chores:
             chore.cancel()
         for subscription in self._subscriptions:
