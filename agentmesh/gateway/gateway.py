@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import HTTPConnection
 
@@ -78,8 +79,28 @@ class Gateway:
         self.metrics = GatewayMetrics(metrics_of(transport))
         self.shutdown = asyncio.Event()
         """Set when the gateway stops: every open stream ends then."""
+        self.abandoned = False
+        """What was still under way was told that there is no time for it."""
+        self._running: set[asyncio.Task[Any]] = set()
         self._clients: dict[str, Client] = {}
         self._callers: dict[str, Caller] = {}
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """The task at hand handles a request, and is cancelled when the time of a stopping gateway is over."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            yield
+        finally:
+            self._running.discard(task)
+
+    def abandon(self) -> None:
+        """Have everything that is under way answered with 503."""
+        self.abandoned = True
+        for task in self._running:
+            task.cancel()
 
     def client(self, tenant: str) -> Client:
         """The verbs, for a tenant."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -18,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agentmesh.errors import AgentMeshError, HttpError
 from agentmesh.gateway.access import Access, check_head, headers_of, is_public
 from agentmesh.gateway.body import Body
-from agentmesh.gateway.errors import explained, openai_document
+from agentmesh.gateway.errors import ErrorCode, explained, openai_document, refused
 from agentmesh.gateway.gateway import CALL, Call, Gateway, unauthenticated
 from agentmesh.ids import new_id
 from agentmesh.logs import about
@@ -29,6 +30,8 @@ access_log = logging.getLogger("agentmesh.gateway.access")
 
 QUIET = frozenset({"/health", "/ready", "/metrics"})
 """Asked by machines every few seconds; not worth a line."""
+
+STOPPING = refused(ErrorCode.UNAVAILABLE, "the gateway stops, and there was no time for this", retry_after=5.0)
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 
@@ -53,6 +56,10 @@ class Guard:
         answer = Answer(send, {**_echoed(call, headers), **self._access.cors(headers)})
         try:
             await self._pass(scope, headers, call, body, answer)
+        except asyncio.CancelledError:
+            if not self._gateway.abandoned:
+                raise
+            await self._refuse(answer, call, STOPPING, body)
         except ClientDisconnect:
             answer.status = answer.status or 499
         except HttpError as error:
@@ -83,7 +90,7 @@ class Guard:
         body.check()
         counted = call.caller.usage.request() if call.caller and not public else contextlib.nullcontext()
         said = {"request_id": call.request_id, "tenant": call.caller.tenant if call.caller else self._gateway.tenant}
-        with counted, continued(headers, trace_id=call.trace_id), about(**said):
+        with counted, continued(headers, trace_id=call.trace_id), about(**said), self._gateway.under_way():
             call.rejected = False
             await self._app(scope, body.receive, answer.send)
 

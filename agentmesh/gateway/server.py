@@ -33,6 +33,8 @@ MAX_CONNECTIONS = 4096
 SPARE_FILES = 128
 """Open files kept for everything but connections of clients."""
 BACKLOG = 1024
+LAST_WORDS = 1.0
+"""Seconds for the answers to what there was no time for."""
 
 
 class _Server(uvicorn.Server):
@@ -127,16 +129,17 @@ class HttpServer:
         self._service = transport.services.add(service)
 
     async def stop(self, grace: float) -> None:
-        """Take no more requests, end the streams, and give what is under way `grace` seconds; then cut it off."""
+        """Take no more requests, end the streams; what is not done within `grace` seconds is answered 503."""
         self.gateway.shutdown.set()
         if self._server is None or self._serving is None:
             return
         server, serving = self._server, self._serving
         self._server = self._serving = None
-        server.config.timeout_graceful_shutdown = grace  # type: ignore[assignment]  # as above
         server.should_exit = True
         server.asked.set()
-        await asyncio.wait([serving], timeout=grace + 1.0)
+        await asyncio.wait([serving], timeout=grace)
+        self.gateway.abandon()
+        await asyncio.wait([serving], timeout=LAST_WORDS)
         server.force_exit = True
         server.cut()
         await asyncio.wait([serving], timeout=1.0)

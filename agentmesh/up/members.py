@@ -39,6 +39,9 @@ Kind = Literal["memory", "tools", "node", "gateway"]
 CONNECT_TIMEOUT = 25.0
 """Seconds a process waits for the broker when it starts: it may be restarting."""
 
+ANSWERS = 0.5
+"""Seconds beyond the grace in which the gateway passes on what agents say that were stopped."""
+
 KILL_MARGIN = 2.0
 """Seconds beyond the grace until a process that should have drained is killed."""
 
@@ -198,7 +201,7 @@ class Launches:
             options,
             plan.tenant,
             tuple(agent.name for agent in plan.agents if agent.replicas),
-            plan.grace,
+            plan.grace + ANSWERS,
             plan.log_format,
             plan.log_level,
         )
