@@ -19,6 +19,7 @@ RPC subjects and stream subjects never overlap: a stream that captures an RPC su
 | ai.agent.attempts.T.<task_id>          | attempts that asked for a fence                                | ATTEMPTS |
 | ai.agent.budget.T.<tree_id>            | counter of the steps of a call tree                            | BUDGETS |
 | ai.stream.T.<stream_id>                | progress, chunks; republished to ai.stream.live.T.<stream_id>  | STREAMS |
+| ai.agent.cursors.T.<group>.<stream_id> | where a named reader of a stream is                          | CURSORS |
 | ai.agent.events.T.<kind>.<name>        | what happened: crashes, terminations, quarantines              | EVENTS  |
 | ai.agent.control.T.<what>              | control: prompts, never trusted alone                          |         |
 | $KV.mesh_state.T.<kind>.<name>         | standing orders (stream `KV_mesh_state`): pauses, quarantines   | KV      |
@@ -251,6 +252,10 @@ class Subjects:
 
     def all_streams(self) -> str:
         return f"ai.stream.{self.tenant}.*"
+
+    def stream_cursor(self, group: str, stream_id: str) -> str:
+        """Where the position of a named reader is kept."""
+        return f"ai.agent.cursors.{self.tenant}.{token('group', group)}.{token('stream id', stream_id)}"
 
     def stream_control(self, stream_id: str) -> str:
         """Prompts for the producers of a stream."""

@@ -10,15 +10,13 @@ call (Ctrl-C, the stop button) cancels that call, not the mesh.
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 from agentmesh.budgets import Budget
-from agentmesh.errors import ConnectionClosedError
+from agentmesh.loopthread import LoopThread, pulled
 from agentmesh.messages import Event, Request, Task, Terminated
 from agentmesh.presence import NodeInfo
 from agentmesh.refs import AgentRef
@@ -35,71 +33,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 T = TypeVar("T")
-
-_DONE = object()
-
-LAST_WORDS = 2.0
-"""Seconds that what was cancelled gets to end."""
-
-
-class LoopThread:
-    """An event loop on a daemon thread."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="agentmesh", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        try:
-            self.loop.run_forever()
-            left = asyncio.all_tasks(self.loop)
-            for task in left:  # such as a connect that was interrupted, and has a broker to stop
-                task.cancel()
-            if left:
-                self.loop.run_until_complete(asyncio.wait(left, timeout=LAST_WORDS))
-            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-        finally:
-            self.loop.close()
-
-    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run `work` on the loop; the future may be waited for by any thread."""
-        if self.loop.is_closed():
-            work.close()
-            raise ConnectionClosedError
-        if threading.current_thread() is self._thread:
-            work.close()
-            raise RuntimeError("mesh.sync cannot be used inside an agent: use 'await self.mesh...'")
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` on the loop and wait for it; an interrupt cancels it, and waits until it has ended."""
-        ended = threading.Event()
-
-        async def watched() -> T:
-            try:
-                return await work
-            finally:
-                ended.set()
-
-        try:
-            future = self.submit(watched())
-        except BaseException:
-            work.close()
-            raise
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            future.cancel()
-            ended.wait(LAST_WORDS)
-            raise
-
-    def close(self) -> None:
-        """Stop the loop and wait for the thread; once more does nothing."""
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
 
 
 class SyncJob(Generic[R]):
@@ -131,7 +64,7 @@ class SyncJob(Generic[R]):
 
     def __iter__(self) -> Iterator[Any]:
         """Progress and chunks, from the first one on, until the task is decided."""
-        return _pulled(self._thread, aiter(self._job))
+        return pulled(self._thread, aiter(self._job))
 
 
 class SyncSchedule:
@@ -237,7 +170,7 @@ class SyncMesh:
         return self._thread.run(work)
 
     def stream(self, agent: str, request: Request[R], *, timeout: float = 30.0) -> Iterator[R]:
-        return _pulled(self._thread, self._mesh.stream(agent, request, timeout=timeout))
+        return pulled(self._thread, self._mesh.stream(agent, request, timeout=timeout))
 
     def publish(self, topic: str, event: Event) -> None:
         self._thread.run(self._mesh.publish(topic, event))
@@ -335,7 +268,7 @@ class SyncMesh:
         return self._thread.run(self._mesh.stop(agent))
 
     def watch(self, agent: str) -> Iterator[Terminated]:
-        return _pulled(self._thread, _closing(self._mesh.watch(agent)))
+        return pulled(self._thread, _closing(self._mesh.watch(agent)))
 
     def pause(self, agent: str, *, reason: str = "") -> list[str]:
         return self._thread.run(self._mesh.pause(agent, reason=reason))
@@ -385,22 +318,3 @@ async def _closing(watch: Watch) -> AsyncIterator[Terminated]:
     async with watch:
         async for gone in watch:
             yield gone
-
-
-def _pulled(thread: LoopThread, items: AsyncIterator[T]) -> Iterator[T]:
-    """Items of an async iterator, pulled one by one; leaving the loop closes it."""
-
-    async def step() -> Any:
-        return await anext(items, _DONE)
-
-    async def end() -> None:
-        close = getattr(items, "aclose", None)
-        if close is not None:
-            await close()
-
-    try:
-        while (item := thread.run(step())) is not _DONE:
-            yield item
-    finally:
-        if not thread.loop.is_closed():
-            thread.run(end())

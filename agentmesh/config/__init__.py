@@ -27,7 +27,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from agentmesh.config.environment import broker_url, terminal_variables
+from agentmesh.config.environment import broker_url, stream_variables, terminal_variables
 
 if TYPE_CHECKING:
     from agentmesh.config.loading import FILE_NAME, Override, find_file, load, read_file, unknown_variables
@@ -96,13 +96,14 @@ __all__ = [
     "parse_duration",
     "parse_size",
     "read_file",
+    "stream_variables",
     "terminal_variables",
     "unknown_variables",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Everything but the two plain functions on first use: it needs pydantic, which takes 50 ms to import."""
+    """Everything but the plain functions on first use: it needs pydantic, which takes 50 ms to import."""
     if name in __all__:
         for module in ("loading", "model", "values"):
             found = getattr(import_module(f"agentmesh.config.{module}"), name, None)

@@ -35,3 +35,14 @@ def terminal_variables(environ: Mapping[str, str] | None = None) -> TerminalVari
         force_color=bool(environ.get("FORCE_COLOR")),
         ci=bool(environ.get("CI")),
     )
+
+
+STREAM_PREFIX = "AGENTMESH_STREAM_"
+
+
+def stream_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What the environment says for `agentmesh.streams.Config`: `$AGENTMESH_STREAM_RETENTION_HOURS` and the like, by
+    the names behind the prefix in small letters. What is empty counts as not set."""
+    environ = os.environ if environ is None else environ
+    names = [name for name in environ if name.startswith(STREAM_PREFIX) and environ[name]]
+    return {name.removeprefix(STREAM_PREFIX).lower(): environ[name] for name in names}

@@ -14,6 +14,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel, ValidationError
 
 from agentmesh.config.checks import VARIABLE, check_file, check_models, check_names, explained, meant, table_of
+from agentmesh.config.environment import STREAM_PREFIX
 from agentmesh.config.model import Settings
 from agentmesh.errors import ConfigError
 
@@ -133,7 +134,9 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> list[tuple[st
     """Variables that start with `AGENTMESH_` and are no settings, each with the name that was perhaps meant."""
     environ = os.environ if environ is None else environ
     known = {*_SCALARS, *_NOT_SETTINGS, "AGENTMESH_LEDGER"}
-    strangers = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+    strangers = sorted(
+        name for name in environ if name.startswith(PREFIX) and not name.startswith(STREAM_PREFIX) and name not in known
+    )
     return [(name, "".join(difflib.get_close_matches(name, known, n=1))) for name in strangers]
 
 

@@ -23,8 +23,12 @@ that its writer knew as the last.
 | `reading` | finding an offset; what chunks mean together                             |
 | `care`    | runs that nobody ends any more                                           |
 | `follow`  | stored messages, then live ones, without gap                             |
+| `config`, `publisher`, `subscriber`, `positions` | for programs without a mesh       |
 | `events`  | the events of tasks: their writer and reader                             |
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from agentmesh.streams.care import Patience
 from agentmesh.streams.chunk import KINDS, MAX_CHUNK, TERMINAL, Chunk
@@ -33,20 +37,46 @@ from agentmesh.streams.follow import STREAM
 from agentmesh.streams.run import Run
 from agentmesh.streams.streams import Streams, StreamState
 
+if TYPE_CHECKING:
+    from agentmesh.streams.config import Config
+    from agentmesh.streams.publisher import AsyncPublisher, Publisher
+    from agentmesh.streams.subscriber import AsyncSubscriber, Subscriber
+
+_LATER = {
+    "AsyncPublisher": "publisher",
+    "AsyncSubscriber": "subscriber",
+    "Config": "config",
+    "Publisher": "publisher",
+    "Subscriber": "subscriber",
+}
+"""For programs without a mesh: imported when they are first used."""
+
 __all__ = [
     "KINDS",
     "MAX_CHUNK",
     "MAX_EVENT",
     "STREAM",
     "TERMINAL",
+    "AsyncPublisher",
+    "AsyncSubscriber",
     "Chunk",
+    "Config",
     "Patience",
+    "Publisher",
     "Run",
     "StreamEvent",
     "StreamReader",
     "StreamState",
     "StreamWriter",
     "Streams",
+    "Subscriber",
     "decode_events",
     "encode_event",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"agentmesh.streams.{_LATER[name]}"), name)
+    return value

@@ -102,7 +102,7 @@ class Run:
         self._interrupt = interrupt
         self._known = run_id is not None
         """Others may have written under this run's id."""
-        self._tail = Tail(transport, subjects, conversation_id, ttl=ttl)
+        self._tail = Tail(transport, subjects, conversation_id, ttl=ttl, bulk=True)
         self._tail.seen, self._tail.crowded = self._seen, self._ask_for_way
         if since is not None:
             self._tail.offset, self._tail.sequence = since[0] + 1, since[1]
@@ -399,6 +399,10 @@ class Run:
             self._post.leave(self.conversation_id, self)
             if self._looking is not None:
                 self._looking.cancel()
+
+    async def close(self) -> None:
+        """Leave the block, for those who entered it by hand."""
+        await self.__aexit__(None, None, None)
 
     async def _leave(self) -> None:
         if not self._ended and self._problem is None and not self._owner:

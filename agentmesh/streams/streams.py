@@ -138,16 +138,15 @@ class Streams:
         Returns:
             False: there is no such run, or it has ended.
         """
-        await self._ensure()
-        found = await self._open(conversation_id, run_id)
-        return found is not None and await self._end_run(conversation_id, *found, CANCELLED, reason or "cancelled")
+        return await self.end(conversation_id, run_id, CANCELLED, reason or "cancelled")
 
     async def _end_silent(self, conversation_id: str, run: OpenRun, kind: str, content: str) -> bool:
         """End a run, unless it says something more."""
         found = await self._open(conversation_id, run.run_id)
         if found is None or (found[1].epoch, found[1].index) != (run.epoch, run.index):
             return False
-        return await self._end_run(conversation_id, *found, kind, content, silent=True)
+        tail, latest = found
+        return await self._end_run(conversation_id, tail, latest, kind, content, silent=True)
 
     async def end(self, conversation_id: str, run_id: str, kind: str, content: str = "") -> bool:
         """End a run for its producer, which is gone or will never be: with `finish`, `error` or `cancelled`.
@@ -155,7 +154,12 @@ class Streams:
         Returns:
             False: there is no such run, or it has ended.
         """
-        return await self._end_run(conversation_id, run_id, kind, content)
+        await self._ensure()
+        found = await self._open(conversation_id, run_id)
+        if found is None:
+            return False
+        tail, run = found
+        return await self._end_run(conversation_id, tail, run, kind, content)
 
     async def _end_run(
         self, conversation_id: str, tail: Tail, run: OpenRun, kind: str, content: str, *, silent: bool = False

@@ -33,6 +33,7 @@ class Tail:
         subjects: The tenant's subjects.
         conversation_id: Which conversation.
         ttl: Seconds until what is appended goes by itself; None keeps it as long as the stream does.
+        bulk: There will be much of it: use the second connection.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Tail:
         conversation_id: str,
         *,
         ttl: float | None = None,
+        bulk: bool = False,
     ) -> None:
         self.sequence = 0
         """The last message that is known; 0: none."""
@@ -49,6 +51,7 @@ class Tail:
         """What the next chunk gets."""
         self._transport = transport
         self._subject = subjects.stream(conversation_id)
+        self._bulk = bulk
         self._headers = {"Nats-TTL": f"{max(1, round(ttl))}s"} if ttl is not None else None
         self.seen: Callable[[Chunk], None] | None = None
         """Called with each chunk of others that was appended before ours; what it raises ends the append."""
@@ -77,7 +80,7 @@ class Tail:
                     msg_id=msg_id,
                     headers=self._headers,
                     expect_last=self.sequence,
-                    bulk=True,
+                    bulk=self._bulk,
                 )
             except SequenceConflictError:
                 mine = await self.catch_up(msg_id, jump=jump and self.sequence == 0)

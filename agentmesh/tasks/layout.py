@@ -72,12 +72,13 @@ SPECS = (
     StreamSpec(
         STREAMS,
         ("ai.stream.*.*",),
+        compression="s2",
         max_age=7 * _DAY,
         max_bytes=1024 * _MB,
         max_msgs_per_subject=1_000_000,
         max_msg_size=MAX_BODY,
         allow_msg_ttl=True,
-        settable=("max_age", "max_bytes", "max_msgs_per_subject"),
+        settable=("max_age", "max_bytes", "max_msgs_per_subject", "compression"),
         # Only what is stored is seen live, with the sequences by which a reader notices that it missed something.
         republish=("ai.stream.*.*", "ai.stream.live.{{wildcard(1)}}.{{wildcard(2)}}"),
         description="agentmesh: replayable streams: progress and chunks of tasks, conversations",

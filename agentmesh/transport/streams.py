@@ -26,6 +26,8 @@ class StreamSpec:
     subjects: tuple[str, ...]
     retention: Literal["limits", "workqueue"] = "limits"
     storage: Literal["file", "memory"] = "file"
+    compression: Literal["none", "s2"] = "none"
+    """Of what is on disk; the broker compresses what it has finished writing to."""
     max_age: float = 0.0
     max_bytes: int = 0
     max_msgs: int = 0
@@ -58,6 +60,7 @@ class StreamSpec:
             "subjects": list(self.subjects),
             "retention": self.retention,
             "storage": self.storage,
+            "compression": self.compression,
             "max_age": int(self.max_age * _NANO),
             "max_bytes": self.max_bytes or -1,
             "max_msgs": self.max_msgs or -1,
@@ -186,7 +189,7 @@ _STREAM_MEANING = (
 )
 _STREAM_BOUNDS = (
     "max_age", "max_bytes", "max_msgs", "max_msgs_per_subject", "max_msg_size", "duplicate_window", "allow_msg_ttl",
-    "allow_atomic", "deny_delete", "deny_purge", "max_consumers", "num_replicas",
+    "allow_atomic", "deny_delete", "deny_purge", "max_consumers", "num_replicas", "compression",
 )  # fmt: skip
 _CONSUMER_MEANING = ("ack_policy", "deliver_policy", "filters")
 _CONSUMER_BOUNDS = ("ack_wait", "max_deliver", "max_ack_pending", "max_waiting", "inactive_threshold")
@@ -218,7 +221,7 @@ class Admin:
             tuple(bound for bound in _STREAM_BOUNDS if bound not in spec.settable),
         )
 
-    async def edit_stream(self, name: str, changes: Mapping[str, int]) -> None:
+    async def edit_stream(self, name: str, changes: Mapping[str, int | str]) -> None:
         found = await self._api.call(f"STREAM.INFO.{name}")
         if any(found["config"].get(key) != value for key, value in changes.items()):
             await self._api.call(f"STREAM.UPDATE.{name}", {**found["config"], **changes})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -29,6 +30,9 @@ from agentmesh.transport.streams import Admin, ConsumerInfo, ConsumerSpec, Copy,
 from agentmesh.transport.wire import Message, is_no_responders
 
 log = logging.getLogger("agentmesh.transport")
+
+LAST_OPENING = 1.0
+"""Seconds that `close` waits for a connection that is just being opened."""
 
 ACK_TRIES = 3
 ACK_TIMEOUT = 1.0
@@ -79,6 +83,10 @@ class Transport:
             await pull.stop()
         open_ones = [c for c in (self.connection, self._bulk) if c is not None]
         await asyncio.gather(*(connection.close() for connection in open_ones))
+        if self._bulk_opening.locked():
+            with contextlib.suppress(TimeoutError):  # it closes again what it is opening
+                async with asyncio.timeout(LAST_OPENING), self._bulk_opening:
+                    pass
 
     async def __aenter__(self) -> Transport:
         return self
@@ -245,6 +253,9 @@ class Transport:
                         raise ConnectionClosedError
                     connection = Connection(self.options, "/bulk")
                     await connection.open()
+                    if self.state == "closed":  # meanwhile
+                        await connection.close()
+                        raise ConnectionClosedError
                     self._bulk, self._bulk_publisher = connection, Publisher(connection, self._mender.nobody_on)
         return self._bulk_publisher
 
@@ -293,7 +304,7 @@ class Transport:
         await self._admin.ensure_stream(spec, self.replicas)
         self._mender.streams[spec.name] = spec
 
-    async def edit_stream(self, name: str, **changes: int) -> None:
+    async def edit_stream(self, name: str, **changes: int | str) -> None:
         """Change bounds of a stream, given as the broker names them, for everybody who uses it.
 
         Raises:

@@ -29,7 +29,7 @@ CORE = [
         "logs",
         "otel",
     },
-    {"config", "runfile", "lifeline", "broker", "lane", "when"},
+    {"config", "runfile", "lifeline", "broker", "lane", "loopthread", "when"},
     {"transport", "mailbox", "proto"},
     {
         "registry",

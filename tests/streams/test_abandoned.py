@@ -159,7 +159,7 @@ async def test_what_a_task_tells_is_read_as_chunks_up_to_its_decision(mesh: Mesh
         await job.result()
         later = [chunk async for chunk in mesh.streams.read(job.id, from_offset=1, follow=False)]
 
-    told = [("text", f"word {number} ", None) for number in range(words)]
+    told: list[tuple[str, str, object]] = [("text", f"word {number} ", None) for number in range(words)]
     if words:
         told += [("progress", "told", {"fraction": 1.0, "text": "told"}), ("data", "", {"words": words})]
     assert [(chunk.type, chunk.content, chunk.data) for chunk in live] == [*told, ("finish", "", None)]
