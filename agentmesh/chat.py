@@ -77,7 +77,7 @@ class Chat(Request[ChatPart]):
     """`temperature`, `max_tokens`, `tools`, `response_format` …, named as in the OpenAI chat API."""
 
 
-class Turn(Task[str], max_attempts=4, time_limit=3600.0):
+class Turn(Task[str], max_attempts=5, time_limit=3600.0):
     """Answer the last user message of a stored conversation, into it. The result is the text of the answer.
 
     The task's id is the `run_id`, so that whoever sees a run without an end can look up what became of it; the epoch

@@ -31,6 +31,7 @@ from agentmesh.gateway.errors import ErrorCode, refused
 from agentmesh.ids import new_id
 from agentmesh.registry import near_misses
 from agentmesh.streams import Chunk
+from agentmesh.subjects import token
 
 if TYPE_CHECKING:
     from agentmesh.client import Client
@@ -176,11 +177,11 @@ async def answerer(client: Client, agent: str) -> str:
         NoSuchAgentError: The one that is to answer does not run.
         HttpError: It cannot be chatted with, or the one that relays for it does not run.
     """
-    name = agent.partition("/")[0]
+    name = token("agent", agent.partition("/")[0])
     taken = await takes(client, name)
     if not taken:
         raise NoSuchAgentError(name, near_misses(name, (info.name for info in await chat_agents(client))))
-    if "Turn" in taken:
+    if "Turn" in taken and name != RELAY:
         return name
     if not taken & {"Chat", "Prompt"}:
         raise refused(ErrorCode.INVALID_ARGUMENT, f"agent {name!r} cannot be chatted with: it takes no Chat or Prompt")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from agentmesh.chat import settle
 from agentmesh.errors import AgentMeshError, HttpError
 from agentmesh.gateway.errors import ErrorCode, explained, refused
 from agentmesh.streams import Chunk
@@ -31,10 +32,14 @@ from agentmesh.streams.chunk import parse_cursor
 from agentmesh.subjects import token
 
 if TYPE_CHECKING:
+    from agentmesh.client import Client
     from agentmesh.gateway.gateway import Gateway
 
 HEARTBEAT = 15.0
 """Seconds of silence after which a comment is sent, so that proxies and clients know that the connection lives."""
+
+SILENCE = 5.0
+"""Seconds without a chunk after which it is asked what became of the runs that are open."""
 
 RETRY = 1.0
 """Seconds a client is asked to wait before it connects again."""
@@ -116,14 +121,22 @@ class EventStream(Response):
         gateway: Whose.
         source: The bytes of whole events. Closed at the end, whatever ends it.
         stack: Closed after it, for instance the slot of the caller.
+        look: Called every few seconds.
     """
 
-    def __init__(self, gateway: Gateway, source: AsyncGenerator[bytes, None], stack: AsyncExitStack) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        source: AsyncGenerator[bytes, None],
+        stack: AsyncExitStack,
+        look: Callable[[], object] | None = None,
+    ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._gateway = gateway
         self._source = source
         self._stack = stack
+        self._look = look
         self._send: Send | None = None
         self._sending = asyncio.Lock()
         self._pumping: asyncio.Task[None] | None = None
@@ -157,6 +170,8 @@ class EventStream(Response):
 
     def beat(self) -> None:
         """Say something, if nothing was said for a while."""
+        if self._look is not None:
+            self._look()
         now = asyncio.get_running_loop().time()
         busy = self._sending.locked() or (self._beating is not None and not self._beating.done())
         if not busy and now - self._sent_at >= HEARTBEAT * 0.99:
@@ -199,7 +214,6 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         wanted = Wanted(request)
         if wanted.is_over:
             return Response(status_code=204)
-        streams = gateway.client(caller.tenant).streams
         conversation = request.path_params["id"]
         token("conversation id", conversation)
         if wanted.run_id:
@@ -208,9 +222,9 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
             parse_cursor(wanted.cursor)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(gateway.stream_slot(caller))
-            chunks = streams.read(conversation, **wanted.arguments())
-            answer = EventStream(gateway, _events(chunks), stack.pop_all())
-        return answer
+            reader = Reader(gateway.client(caller.tenant), conversation, wanted)
+            stack.push_async_callback(reader.close)
+            return EventStream(gateway, reader.events(), stack.pop_all(), reader.look)
 
     return [Route("/stream/{id}", stream)]
 
@@ -238,22 +252,63 @@ class Wanted:
         return {**place, "run_id": self.run_id, "to_end": not self.follow}
 
 
-async def _events(chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[bytes, None]:
-    last: Chunk | None = None
-    yield f"retry: {RETRY * 1000:.0f}\n\n".encode()
-    try:
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                last = chunk
-                yield event(chunk.to_json(), id=chunk.cursor)
-    except AgentMeshError as error:  # it has begun: the status cannot say it any more
-        problem = explained(error)
-        log.warning("a stream breaks off: %s", error)
-        said = {"code": str(problem.code), "message": problem.message}
-        yield event(msgspec.json.encode(said), name="problem")
-        return
-    reason = last.type if last is not None else ""
-    yield event(msgspec.json.encode({"reason": reason}), id=f"{last.cursor if last else ''}{END}", name="end")
+class Reader:
+    """One reader of a conversation."""
+
+    def __init__(self, client: Client, conversation_id: str, wanted: Wanted) -> None:
+        self._client = client
+        self._conversation_id = conversation_id
+        self._wanted = wanted
+        self._open: set[str] = set()
+        """Runs that a task is to end."""
+        self._heard_at = 0.0
+        self._settling: asyncio.Task[None] | None = None
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """What is sent."""
+        last: Chunk | None = None
+        yield f"retry: {RETRY * 1000:.0f}\n\n".encode()
+        try:
+            async with aclosing(self._client.streams.read(self._conversation_id, **self._wanted.arguments())) as chunks:
+                async for chunk in chunks:
+                    last = chunk
+                    self._note(chunk)
+                    yield event(chunk.to_json(), id=chunk.cursor)
+        except AgentMeshError as error:  # it has begun: the status cannot say it any more
+            problem = explained(error)
+            log.warning("a stream breaks off: %s", error)
+            said = {"code": str(problem.code), "message": problem.message}
+            yield event(msgspec.json.encode(said), name="problem")
+            return
+        reason, cursor = (last.type, last.cursor) if last is not None else ("", self._wanted.cursor)
+        yield event(msgspec.json.encode({"reason": reason}), id=f"{cursor}{END}", name="end")
+
+    def _note(self, chunk: Chunk) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+        if chunk.is_final:
+            self._open.discard(chunk.run_id)
+        elif chunk.run_id and chunk.owner == chunk.run_id:
+            self._open.add(chunk.run_id)
+
+    def look(self) -> None:
+        """A turn that is silent may have been decided without a word: cancelled in the queue, expired, dead."""
+        now = asyncio.get_running_loop().time()
+        busy = self._settling is not None and not self._settling.done()
+        if self._open and now - self._heard_at >= SILENCE and not busy:
+            self._settling = asyncio.get_running_loop().create_task(self._settle(), name="sse: settle")
+
+    async def _settle(self) -> None:
+        for run_id in tuple(self._open):
+            try:
+                await settle(self._client, self._conversation_id, run_id)
+            except AgentMeshError as error:
+                log.debug("run %s of %s: %s", run_id, self._conversation_id, error)
+
+    async def close(self) -> None:
+        """It has ended."""
+        if self._settling is not None:
+            self._settling.cancel()
+            await asyncio.gather(self._settling, return_exceptions=True)
 
 
 def _number(text: str, name: str) -> int:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from agentmesh import Agent, Reject, Retry, TaskContext, handler
 from agentmesh.chat import RELAY, ChatMessage, ChatPart, Transcript, Turn, talk, transcript
+from agentmesh.deathwatch import Watch, watch_tower
 from agentmesh.errors import (
     AgentMeshError,
     AgentPausedError,
@@ -22,6 +22,7 @@ from agentmesh.errors import (
     BrokerError,
     MailboxFullError,
     NoSuchAgentError,
+    RemoteError,
     RunCancelledError,
     RunEndedError,
     RunReplacedError,
@@ -36,8 +37,11 @@ PASSING = (
 )
 """Failures that may be gone at the next attempt."""
 
-GIVEN_UP_AFTER = 30.0
-"""Seconds without any part after which it is asked whether the agent is still there."""
+DOUBT = 5.0
+"""Seconds of silence after which an answer is given up, when a replica of the agent has ended: it was probably ours."""
+
+PAUSE = 0.5
+"""Seconds until the agent is asked again; twice as long each time, since it may have to be started first."""
 
 log = logging.getLogger("agentmesh.agents.chat")
 
@@ -83,27 +87,44 @@ class Conversations(Agent):
                 log.warning("turn %s: %s failed", turn.run_id, turn.agent, exc_info=error)
                 last = context.attempt >= Turn.policy().max_attempts
                 if isinstance(error, PASSING) and not last:
-                    raise
-                await run.fail(error if isinstance(error, AgentMeshError) else "the answer could not be completed")
+                    raise Retry(PAUSE * 2.0 ** (context.attempt - 1), f"{turn.agent}: {error}") from error
+                await run.fail(_public(error))
                 raise Reject(f"{turn.agent}: {error}") from error
 
     async def _pass_on(self, turn: Turn, messages: list[ChatMessage], run: Run) -> str:
+        """Ask the agent, and send on what it says. If it dies in the middle, that is noticed before its silence is.
+
+        Raises:
+            AgentStoppedError: It died.
+        """
+        agent, _, model = turn.agent.partition("/")
         text: list[str] = []
         end: ChatPart | None = None
-        async with aclosing(self._parts(turn, messages)) as parts:
-            async for part in parts:
-                if part.type == "finish":
-                    end = part
-                    continue
-                if part.type == "text":
-                    text.append(part.content)
-                await run.send(part.content, type=part.type, data=part.data)
+        watch = Watch(watch_tower(self.mesh.transport, self.mesh.subjects), agent)
+        guard: asyncio.Task[None] | None = None
+        parts = talk(self.mesh, agent, messages, conversation_id=turn.conversation_id, model=model, params=turn.params)
+        try:
+            async with asyncio.timeout(None) as patience, aclosing(parts):
+                async for part in parts:
+                    if guard is None:
+                        guard = asyncio.get_running_loop().create_task(_guard(watch, patience), name="guard of a turn")
+                    elif patience.when() is not None:  # it was another replica that ended
+                        patience.reschedule(None)
+                    if part.type == "finish":
+                        end = part
+                        continue
+                    if part.type == "text":
+                        text.append(part.content)
+                    await run.send(part.content, type=part.type, data=part.data)
+        except TimeoutError:
+            raise AgentStoppedError(agent) from None
+        finally:
+            if guard is not None:
+                guard.cancel()
+                await asyncio.gather(guard, return_exceptions=True)
+            await watch.close()
         await run.finish(data=end.data if end is not None else None)
         return "".join(text)
-
-    def _parts(self, turn: Turn, messages: list[ChatMessage]) -> AsyncGenerator[ChatPart, None]:
-        agent, _, model = turn.agent.partition("/")
-        return talk(self.mesh, agent, messages, conversation_id=turn.conversation_id, model=model, params=turn.params)
 
     async def _ended(self, turn: Turn, context: TaskContext, text: str, *, cancelled: bool = False) -> str:
         """The run has its end: so has the task."""
@@ -118,3 +139,17 @@ class Conversations(Agent):
             async with asyncio.timeout(5.0):
                 if (await self.mesh.tasks.get(context.task_id)).state == "cancelled":
                     await self.mesh.streams.cancel(turn.conversation_id, run_id=turn.run_id)
+
+
+async def _guard(watch: Watch, patience: asyncio.Timeout) -> None:
+    """Run out of patience when replicas of the agent end."""
+    time = asyncio.get_running_loop().time
+    async for gone in watch:
+        patience.reschedule(time() + (DOUBT if gone.left else 0.0))
+
+
+def _public(error: Exception) -> str:
+    """What readers are told: of a handler's own failure only the kind, since its words may hold what is not theirs."""
+    if isinstance(error, RemoteError) and error.error_type != "Reject":
+        return f"agent {error.agent!r} failed with {error.error_type}"
+    return str(error) if isinstance(error, AgentMeshError) else "the answer could not be completed"

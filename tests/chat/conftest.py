@@ -77,6 +77,11 @@ class Door:
     def url(self) -> str:
         return self.server.url
 
+    @property
+    def streams(self) -> int:
+        """How many are open."""
+        return self.gateway.holder(self.gateway.options.anonymous).usage.streams
+
     async def say(self, message: str, **more: Any) -> dict[str, Any]:
         """`POST /chat`."""
         response = await self.http.post("/chat", json={"message": message, **more})
