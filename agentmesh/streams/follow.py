@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 
 from agentmesh.subjects import Subjects
-from agentmesh.transport import Message, Subscription, Transport
+from agentmesh.transport import Message, StoredMessage, Subscription, Transport
 
 STREAM = "STREAMS"
 """The JetStream stream that holds them all."""
@@ -19,10 +20,7 @@ LOOK_AGAIN = 2.0
 """Seconds of silence after which a reader looks for what was stored but not heard: live messages can get lost."""
 
 REPLAY = 500
-"""Messages of one batch of a replay."""
-
-_FIRST = 8
-"""Messages of the first one."""
+"""Messages of one batch, for those who read a conversation once and for themselves."""
 
 Stored = tuple[int, bytes]
 """A stored message: its sequence, and its body."""
@@ -66,16 +64,21 @@ class Follower:
         if not self._finished:
             subscription = await self._transport.subscribe(self._live, self._on_live)
         try:
-            async for stored in self._replayed():
-                yield stored
+            async with aclosing(self._replayed()) as pages:
+                async for page in pages:
+                    for passed in self._passed(page):
+                        yield passed
             while True:
-                async for stored in self._live_messages():
-                    yield stored
+                async with aclosing(self._live_messages()) as live:
+                    async for stored in live:
+                        yield stored
                 finished = self._finished
                 if finished or self._missed:
                     self._missed = False
-                    async for stored in self._replayed():
-                        yield stored
+                    async with aclosing(self._replayed()) as pages:
+                        async for page in pages:
+                            for passed in self._passed(page):
+                                yield passed
                 if finished:
                     return
                 if not self._changed.is_set():
@@ -92,18 +95,16 @@ class Follower:
             self._missed = True  # the reader is slow: it reads the rest again from the store
         self._changed.set()
 
-    async def _replayed(self) -> AsyncIterator[Stored]:
-        limit = _FIRST  # messages may be large: the first ones come soon, the rest in large batches
-        while True:
-            batch = await self._transport.messages(STREAM, self.subject, start=self.next, limit=limit)
-            for stored in batch:
-                self.next = stored.sequence + 1
-                yield stored.sequence, stored.data
-            if len(batch) < limit:
-                return
-            limit = min(REPLAY, 4 * limit)
+    def _replayed(self) -> AsyncGenerator[list[StoredMessage], None]:
+        """What is stored from where we are; in pages for `_passed`."""
+        return self._transport.pages(STREAM, self.subject, start=self.next)
 
-    async def _live_messages(self) -> AsyncIterator[Stored]:
+    def _passed(self, page: list[StoredMessage]) -> Iterator[Stored]:
+        for stored in page:
+            self.next = stored.sequence + 1
+            yield stored.sequence, stored.data
+
+    async def _live_messages(self) -> AsyncGenerator[Stored, None]:
         while self._heard:
             message = self._heard.popleft()
             headers = message.headers or {}
@@ -113,8 +114,10 @@ class Follower:
                     self.on_repeated(sequence, message.data)
                 continue
             if int(headers.get("Nats-Last-Sequence", 0)) >= self.next:  # one in between was not heard
-                async for stored in self._replayed():
-                    yield stored
+                async with aclosing(self._replayed()) as pages:
+                    async for page in pages:
+                        for passed in self._passed(page):
+                            yield passed
                 continue
             self.next = sequence + 1
             yield sequence, message.data

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64decode
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import datetime
 from typing import TypeVar
 
@@ -27,16 +26,36 @@ T = TypeVar("T")
 BATCH_SILENCE = 2.0
 
 
-@dataclass(frozen=True)
-class StoredMessage:
+PAGE = 500
+"""Messages of a page; the first ones are smaller, so that something is there soon."""
+
+FIRST_PAGE = 8
+
+PAGE_BYTES = 2 * 1024 * 1024
+"""Bytes after which the broker ends a page: two of them are held for each reader."""
+
+
+class StoredMessage(msgspec.Struct, frozen=True):
     """A message as a stream holds it."""
 
     subject: str
     sequence: int
-    data: bytes = field(repr=False)
-    headers: dict[str, str] = field(repr=False)
-    time: datetime
-    """When it was stored; aware, UTC."""
+    data: bytes
+    headers: dict[str, str]
+    stamp: str
+    """When it was stored, as the broker writes it."""
+
+    @property
+    def time(self) -> datetime:
+        """When it was stored; aware, UTC."""
+        return parse_time(self.stamp)
+
+    def __repr__(self) -> str:
+        return f"StoredMessage({self.subject!r}, {self.sequence}, {len(self.data)} bytes)"
+
+
+_Page = tuple[list[StoredMessage], bool]
+"""Messages, and whether there are more."""
 
 
 class Reader:
@@ -62,7 +81,7 @@ class Reader:
         found = answer["message"]
         headers = dict(parse_headers(b64decode(found["hdrs"]))) if "hdrs" in found else {}
         data = b64decode(found.get("data", ""))
-        return StoredMessage(found["subject"], found["seq"], data, headers, parse_time(found["time"]))
+        return StoredMessage(found["subject"], found["seq"], data, headers, found["time"])
 
     async def at(self, stream: str, sequence: int) -> StoredMessage | None:
         return await self._one(stream, msgspec.json.encode({"seq": sequence}))
@@ -78,6 +97,33 @@ class Reader:
 
         return await self._patiently(attempt, where)
 
+    async def pages(self, stream: str, subject: str, start: int) -> AsyncGenerator[list[StoredMessage], None]:
+        """All there is from `start` on, page by page; the next one is fetched while one is worked on."""
+        limit = FIRST_PAGE
+        fetching = self._fetch(stream, subject, start, limit)
+        try:
+            more = True
+            while more:
+                page, more = await fetching
+                if not page:
+                    return
+                if more:
+                    limit = min(PAGE, 4 * limit)
+                    fetching = self._fetch(stream, subject, page[-1].sequence + 1, limit)
+                yield page
+        finally:
+            if not fetching.done():
+                fetching.cancel()
+                await asyncio.wait([fetching])
+            elif not fetching.cancelled():
+                fetching.exception()  # of a page that nobody wants any more
+
+    def _fetch(self, stream: str, subject: str, start: int, limit: int) -> asyncio.Task[_Page]:
+        async def attempt(_: float) -> _Page:
+            return await self._batch(stream, subject, start, limit, PAGE_BYTES)
+
+        return asyncio.get_running_loop().create_task(self._patiently(attempt, stream), name=f"page of {stream}")
+
     async def many(self, stream: str, subject: str, start: int, limit: int) -> list[StoredMessage]:
         got: list[StoredMessage] = []
         more = True
@@ -92,9 +138,10 @@ class Reader:
             more = more and bool(batch)
         return got
 
-    async def _batch(self, stream: str, subject: str, start: int, limit: int) -> tuple[list[StoredMessage], bool]:
+    async def _batch(self, stream: str, subject: str, start: int, limit: int, max_bytes: int = 0) -> _Page:
         """One batched get, and whether there is more. Over with its status line, or when nothing is left."""
-        body = msgspec.json.encode({"seq": max(1, start), "next_by_subj": subject, "batch": limit})
+        wanted = {"seq": max(1, start), "next_by_subj": subject, "batch": limit}
+        body = msgspec.json.encode({**wanted, "max_bytes": max_bytes} if max_bytes else wanted)
         got: list[StoredMessage] = []
         pending = "0"
         over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -149,13 +196,13 @@ class Reader:
 
 
 def _stored(message: Message) -> StoredMessage:
-    headers = dict(message.headers or {})
+    headers = message.headers or {}
     subject = headers.pop("Nats-Subject")
     sequence = int(headers.pop("Nats-Sequence"))
     stamp = headers.pop("Nats-Time-Stamp")
     for key in ("Nats-Stream", "Nats-Num-Pending", "Nats-Last-Sequence", "Nats-UpTo-Sequence"):
         headers.pop(key, None)
-    return StoredMessage(subject, sequence, message.data, headers, parse_time(stamp))
+    return StoredMessage(subject, sequence, message.data, headers, stamp)
 
 
 def parse_time(stamp: str) -> datetime:

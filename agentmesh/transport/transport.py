@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Any
 
@@ -278,6 +278,11 @@ class Transport:
     async def messages(self, stream: str, subject: str, *, start: int = 1, limit: int = 500) -> list[StoredMessage]:
         """Up to `limit` messages on `subject` (wildcards allowed) from stream sequence `start`, oldest first."""
         return await self._reader.many(stream, subject, start, limit)
+
+    def pages(self, stream: str, subject: str, *, start: int = 1) -> AsyncGenerator[list[StoredMessage], None]:
+        """All messages on `subject` from stream sequence `start` to the last there is now, oldest first, in pages of
+        at most 500 messages and about 2 MB; the next page comes while one is worked on."""
+        return self._reader.pages(stream, subject, start)
 
     async def get_message(self, stream: str, sequence: int) -> StoredMessage | None:
         """The message with that stream sequence, None if it was never there or is gone."""

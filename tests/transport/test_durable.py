@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import aclosing
 
 import pytest
 
@@ -262,6 +263,30 @@ async def test_a_long_read_is_complete_although_the_broker_sends_it_in_parts(tra
     messages = await transport.messages("EVENTS", "events.big", limit=500)
 
     assert [m.sequence for m in messages] == list(range(1, 81))
+
+
+async def test_pages_begin_small_and_hold_a_bounded_number_of_bytes(transport: Transport) -> None:
+    """A reader of a long stream of large messages must not hold all of it."""
+    await transport.ensure_stream(EVENTS)
+    body = b"x" * 300_000
+    await asyncio.gather(*(transport.publish_durable("events.big", body) for _ in range(60)))
+
+    pages = [page async for page in transport.pages("EVENTS", "events.big", start=3)]
+    none = [page async for page in transport.pages("EVENTS", "events.none")]
+
+    assert [m.sequence for page in pages for m in page] == list(range(3, 61))
+    assert len(pages[0]) <= 8
+    assert max(sum(len(m.data) for m in page) for page in pages) <= 2 * 1024 * 1024 + len(body)
+    assert none == []
+
+
+async def test_pages_may_be_left_before_their_end(transport: Transport) -> None:
+    await transport.ensure_stream(EVENTS)
+    await asyncio.gather(*(transport.publish_durable("events.a", b"x") for _ in range(30)))
+    before = asyncio.all_tasks()
+    async with aclosing(transport.pages("EVENTS", "events.a")) as pages:
+        assert len(await anext(pages)) == 8
+    assert asyncio.all_tasks() == before
 
 
 async def test_reading_waits_for_a_server_that_restarts(server: Server, transport: Transport) -> None:
