@@ -145,7 +145,8 @@ class Turns:
             if isinstance(outcome, Taken):
                 return outcome
             refusal, blocked = outcome, outcome.bound.path
-            if wait <= 0 or refusal.retry_after > wait:
+            in_vain = refusal.retry_after > wait and refusal.bound.unit != "slots"  # when a call ends is not known
+            if wait <= 0 or in_vain:
                 on_refused(refusal, False)
                 return refusal
             on_refused(refusal, True)
