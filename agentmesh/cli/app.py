@@ -41,6 +41,7 @@ COMMANDS = {
     "dead": "dead",
     "schedule": "schedule",
     "limits": "limits",
+    "stream": "stream",
     "ledger": "ledger",
     "memory": "memory",
     "keys": "keys",

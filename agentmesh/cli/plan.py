@@ -14,6 +14,7 @@ from agentmesh.gateway.keys import stored
 from agentmesh.gateway.options import ANONYMOUS, GatewayOptions, KeyOptions
 from agentmesh.registry import near_misses
 from agentmesh.supervisor import RestartPolicy
+from agentmesh.tasks.layout import StreamBounds
 from agentmesh.up.plan import (
     AgentPlan,
     BrokerPlan,
@@ -60,6 +61,7 @@ def make_plan(
         limits=tuple(limit.limit() for limit in settings.limits.tenant),
         queue_limit=settings.tasks.queue_limit,
         mailbox_limit=settings.events.mailbox_limit,
+        streams=StreamBounds(**settings.streams.model_dump()),
         agents=tuple(agents),
         groups=tuple(group for group in groups if group.agents),
         nodes=settings.node.count or default_nodes(),

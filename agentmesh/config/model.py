@@ -235,6 +235,23 @@ class EventSettings(Table):
     starts. Unset: as it is, 1000 at first."""
 
 
+class StreamsSettings(Table):
+    """How long replayable streams are kept, for every tenant of this broker account: `[streams]`. `agentmesh up` sets
+    it when it starts; what is unset stays as it is."""
+
+    max_age: Duration | None = Field(default=None, gt=0)
+    """Time after which chunks go; 7 days at first."""
+
+    max_bytes: Size | None = Field(default=None, gt=0)
+    """Bytes of all streams together; the oldest chunks go first. 1 GB at first."""
+
+    max_chunks: int | None = Field(default=None, ge=1)
+    """Messages of one stream, which have one chunk or several; the oldest go first. 1000000 at first."""
+
+    compression: bool | None = None
+    """Whether what is on disk is compressed; it is at first."""
+
+
 class GroupSettings(Table):
     """Agents that are supervised together, in whatever processes they run: `[groups.NAME]`."""
 
@@ -615,6 +632,7 @@ class Settings(Table):
     agents: dict[str, AgentSettings] = {}
     tasks: TaskSettings = TaskSettings()
     events: EventSettings = EventSettings()
+    streams: StreamsSettings = StreamsSettings()
     limits: LimitsSettings = LimitsSettings()
     groups: dict[str, GroupSettings] = {}
     tools: ToolSettings = ToolSettings()

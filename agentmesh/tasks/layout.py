@@ -6,7 +6,7 @@ agent and priority when a worker starts; a submitter needs none, because a work 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary, WeakSet
 
 from agentmesh.subjects import Subjects
@@ -266,6 +266,40 @@ async def ensure_streams(
         await transport.edit_stream(TASKS, max_msgs_per_subject=queue_limit)
     if mailbox_limit is not None:
         await transport.edit_stream(MAILBOX, max_msgs_per_subject=mailbox_limit)
+
+
+@dataclass(frozen=True)
+class StreamBounds:
+    """How long replayable streams are kept; None leaves a bound as it is."""
+
+    max_age: float | None = None
+    """Seconds."""
+    max_bytes: int | None = None
+    """Of all streams together."""
+    max_chunks: int | None = None
+    """Messages of one stream."""
+    compression: bool | None = None
+
+    def changes(self) -> dict[str, int | str]:
+        """As the broker names them."""
+        changes: dict[str, int | str] = {}
+        if self.max_age is not None:
+            changes["max_age"] = int(self.max_age * 1e9)
+            changes["duplicate_window"] = int(min(self.max_age, 120.0) * 1e9)  # the broker wants it so
+        if self.max_bytes is not None:
+            changes["max_bytes"] = self.max_bytes
+        if self.max_chunks is not None:
+            changes["max_msgs_per_subject"] = self.max_chunks
+        if self.compression is not None:
+            changes["compression"] = "s2" if self.compression else "none"
+        return changes
+
+
+async def bound_streams(transport: Transport, bounds: StreamBounds) -> None:
+    """Set how long replayable streams are kept, from now on and for everybody. One that an older version made gets what
+    it lacks."""
+    await ensure_streams(transport)
+    await transport.edit_stream(STREAMS, allow_msg_ttl=True, **bounds.changes())
 
 
 async def ensure(transport: Transport, spec: StreamSpec) -> None:

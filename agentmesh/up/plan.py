@@ -16,6 +16,7 @@ from agentmesh.gateway.options import GatewayOptions
 from agentmesh.limits import Limit, rules
 from agentmesh.subjects import token
 from agentmesh.supervisor import AutoShutdown, RestartPolicy, Strategy
+from agentmesh.tasks.layout import StreamBounds
 from agentmesh.transport import TransportOptions
 
 DEFAULT_PORT = 4222
@@ -166,6 +167,8 @@ class UpPlan:
     """Tasks that may wait per agent and priority; None: as the broker has it."""
     mailbox_limit: int | None = None
     """Durable events that may wait per agent; None: as the broker has it."""
+    streams: StreamBounds = field(default_factory=StreamBounds)
+    """How long replayable streams are kept."""
     groups: tuple[GroupPlan, ...] = ()
     nodes: int = field(default_factory=default_nodes)
     """Processes that agents share."""

@@ -31,7 +31,7 @@ from agentmesh.presence import NodeMonitor, node_monitor
 from agentmesh.subjects import Subjects
 from agentmesh.supervisor import ChildSpec, RestartPolicy, Supervisor, SupervisorEvent
 from agentmesh.tasks import Dispatcher, LaggingCopies, Mover, StuckSweep
-from agentmesh.tasks.layout import ensure_streams
+from agentmesh.tasks.layout import bound_streams, ensure_streams
 from agentmesh.transport import Transport
 from agentmesh.up.chores import Chores
 from agentmesh.up.door import MessageDoor
@@ -142,6 +142,7 @@ class Up:
         self._tell_broker()
         if self.plan.queue_limit is not None or self.plan.mailbox_limit is not None:
             await ensure_streams(self.transport, self.plan.queue_limit, self.plan.mailbox_limit)
+        await bound_streams(self.transport, self.plan.streams)
         suffix = self._suffix()
         self.fleet = Fleet(self.plan, self.transport, url, suffix=suffix, emit=self._emit, on_line=self.book.add)
         sources = await asyncio.to_thread(stamps, watched(self.plan))  # before anything of them is imported

@@ -17,6 +17,11 @@ from tests.up.conftest import StartMesh
 FILE = """
 [tasks]
 queue_limit = 50
+[streams]
+max_age = "24h"
+max_bytes = "2GB"
+max_chunks = 5000
+compression = false
 [limits]
 tenant = [{concurrency = 20}, {rate = 100, period = "1m"}]
 [agents.fetcher]
@@ -38,6 +43,7 @@ def test_limits_in_the_file_become_limits_in_the_plan(tmp_path: Path) -> None:
         Limit(concurrency=2, name="model"),
     )
     assert plan.queue_limit == 50
+    assert plan.streams == layout.StreamBounds(86_400.0, 2 * 1024**3, 5000, False)
     assert load(dump(plan)) == plan
 
 
@@ -60,9 +66,11 @@ def test_a_limit_in_the_file_that_cannot_be_names_its_place(tmp_path: Path, limi
     assert caught.value.key.startswith("limits.tenant")
 
 
+@pytest.mark.seed("D8", "D27")
 async def test_the_limits_of_the_plan_are_those_of_its_workers(start_mesh: StartMesh) -> None:
     adder = AgentPlan("adder", "swarm:Adder", limits=(Limit(rate=9, period=5.0),))
-    mesh = await start_mesh(adder, limits=(Limit(concurrency=2),), queue_limit=77)
+    bounds = layout.StreamBounds(max_age=3600.0, max_bytes=10**8, max_chunks=88, compression=False)
+    mesh = await start_mesh(adder, limits=(Limit(concurrency=2),), queue_limit=77, streams=bounds)
     client = await mesh.client()
 
     body = b'{"task_id":"t1","task_type":"Add","parameters":{"a":1,"b":2}}'
@@ -74,3 +82,7 @@ async def test_the_limits_of_the_plan_are_those_of_its_workers(start_mesh: Start
     info = await client.transport.stream_info(layout.TASKS)
     assert info is not None
     assert info.config["max_msgs_per_subject"] == 77
+    info = await client.transport.stream_info(layout.STREAMS)
+    assert info is not None
+    names = ("max_age", "max_bytes", "max_msgs_per_subject", "compression", "allow_msg_ttl")
+    assert [info.config[name] for name in names] == [3600 * 10**9, 10**8, 88, "none", True]
