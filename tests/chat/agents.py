@@ -87,3 +87,47 @@ class Calculator(Agent):
             yield ChatPart(content='{"sum": 3}')
             return
         yield ChatPart(content=f"It is {last.content}.")
+
+
+class Painter(Agent):
+    """Shows everything that a chat page can show."""
+
+    concurrency = 20
+
+    @handler
+    async def on_chat(self, chat: Chat) -> AsyncIterator[ChatPart]:
+        """Markdown, reasoning, tools, citations, progress, data and usage."""
+        yield ChatPart(type="progress", content="Looking", data={"fraction": 0.5})
+        yield ChatPart(type="reasoning", content="I will *look* first.")
+        call = {"id": "c1", "function": {"name": "search", "arguments": '{"query": "streams"}'}}
+        yield ChatPart(type="tool_call", data=call)
+        yield ChatPart(type="tool_result", data={"id": "c1", "result": ["a.md"]})
+        yield ChatPart(type="data", content="Figures", data={"readers": 100})
+        yield ChatPart(content=PAINTING)
+        yield ChatPart(type="citation", content="a.md", data={"url": "https://example.com/a"})
+        yield ChatPart(type="citation", content="evil", data={"url": "javascript:alert(1)"})
+        yield ChatPart(type="usage", data={"total_tokens": 1234})
+        yield ChatPart(type="of-the-future", content="not shown")
+
+
+PAINTING = """## A heading
+
+Some **bold**, *emphasis*, `code` and ~~old~~ text, [a link](https://example.com) and https://example.org/x.
+
+1. one
+2. two
+   - nested
+
+```html
+<b>not bold</b>
+```
+
+| a | b |
+| --- | ---: |
+| 1 | 2 |
+
+> quoted
+
+<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>
+[evil](javascript:window.hacked=1) ![evil](data:text/html,x) **<u>x</u>**
+"""
