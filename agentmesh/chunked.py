@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
+from agentmesh.context import current
 from agentmesh.errors import (
     BrokerError,
     DeadlineExceededError,
@@ -29,6 +30,7 @@ from agentmesh.errors import (
     StreamIdleError,
 )
 from agentmesh.ids import now
+from agentmesh.trace import headers_of, outside
 from agentmesh.transport import Message, Transport, is_no_responders
 
 CONTENT_TYPE = "Content-Type"
@@ -67,6 +69,12 @@ def header(headers: Mapping[str, str] | None, name: str, default: str = "") -> s
         return headers[name]
     wanted = name.lower()
     return next((value for key, value in headers.items() if key.lower() == wanted), default)
+
+
+def trace_headers() -> dict[str, str]:
+    """The headers with which what is sent now belongs to the trace at hand, if somebody traces."""
+    here = current() or outside()
+    return {} if here is None else headers_of(here)
 
 
 def seconds_of(headers: Mapping[str, str] | None, name: str) -> float | None:
@@ -230,7 +238,7 @@ class ChunkReader:
             DeadlineExceededError: It took longer than `timeout` seconds.
         """
         inbox = self._transport.open_inbox(self._on_message)
-        said = {**headers, WINDOW: str(self._window), IDLE_TIMEOUT: f"{self._idle_timeout:g}"}
+        said = {**trace_headers(), **headers, WINDOW: str(self._window), IDLE_TIMEOUT: f"{self._idle_timeout:g}"}
         loop = asyncio.get_running_loop()
         end = math.inf
         if self._timeout is not None:

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from agentmesh.chunked import CANCEL_CONTROL, CONTENT_TYPE, TIMEOUT, ChunkReader
+from agentmesh.chunked import CANCEL_CONTROL, CONTENT_TYPE, TIMEOUT, ChunkReader, trace_headers
 from agentmesh.client import Client
 from agentmesh.errors import AgentMeshError, BrokerError, HttpError
 from agentmesh.gateway.body import read_object
@@ -258,7 +258,7 @@ def _text(document: Mapping[str, Any], name: str) -> str:
 
 async def _whole(client: Client, document: dict[str, Any], seconds: float) -> Response:
     """One answer. Cancelled, it cancels the model call."""
-    headers = {CONTENT_TYPE: _JSON, TIMEOUT: f"{seconds:g}"}
+    headers = {**trace_headers(), CONTENT_TYPE: _JSON, TIMEOUT: f"{seconds:g}"}
     subject = client.subjects.tenant_infer()
     answered = False
     try:

@@ -30,7 +30,7 @@ from agentmesh.agents.llm.doors.inquiry import invalid
 from agentmesh.agents.llm.doors.requests import response_of
 from agentmesh.agents.llm.messages import Generate, GenerationParameters, LLMPart, LLMRequest, LLMResponse
 from agentmesh.chat import ChatMessage
-from agentmesh.chunked import CANCEL_CONTROL, CONTENT_TYPE, DEFAULT_WINDOW, TIMEOUT, ChunkReader
+from agentmesh.chunked import CANCEL_CONTROL, CONTENT_TYPE, DEFAULT_WINDOW, TIMEOUT, ChunkReader, trace_headers
 from agentmesh.client import Client
 from agentmesh.errors import BrokerError, DeadlineExceededError, InvalidMessageError, ModelError
 from agentmesh.ids import new_id
@@ -221,7 +221,8 @@ class LLMClient:
         self, subject: str, request_id: str, body: bytes, headers: dict[str, str], timeout: float
     ) -> Message:
         try:
-            return await self._mesh.transport.request(subject, body, timeout=timeout + ANSWER_GRACE, headers=headers)
+            said = {**trace_headers(), **headers}
+            return await self._mesh.transport.request(subject, body, timeout=timeout + ANSWER_GRACE, headers=said)
         except (asyncio.CancelledError, DeadlineExceededError) as error:
             await self._cancel(request_id)
             if isinstance(error, DeadlineExceededError):

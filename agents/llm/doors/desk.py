@@ -21,6 +21,7 @@ from agentmesh.context import Context, enter, leave
 from agentmesh.errors import AgentMeshError, BrokerError, ModelError, PayloadTooLargeError
 from agentmesh.ids import new_id, now
 from agentmesh.tasks.keys import PAUSES, Entry, Keys, Record, checked, fingerprint
+from agentmesh.trace import trace_id_of
 
 log = logging.getLogger("agentmesh.llm.doors")
 
@@ -102,8 +103,17 @@ class Desk:
         request, generation = inquiry.request, f"gen-{new_id()}"
         yield LLMPart(type=START, data={"generation_id": generation})
         made: Any = self._generate(request, self._tenant)
-        trace_id = request.meta.trace_id or request.request_id
-        context = Context(self._agent, request.meta.client_id, request.request_id, trace_id, deadline)
+        trace = inquiry.trace
+        context = Context(
+            self._agent,
+            request.meta.client_id,
+            request.request_id,
+            trace_id_of(trace.trace_id or request.request_id),
+            deadline,
+            traceparent=trace.traceparent,
+            tracestate=trace.tracestate,
+            baggage=trace.baggage,
+        )
         idle = inquiry.idle_timeout or self._idle_timeout
         async with aclosing(made):
             while True:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from agentmesh import proto
 from agentmesh.agents.llm.doors.dialect import Headers, Pieces
 from agentmesh.agents.llm.doors.documents import DOCUMENTS, MetaDocument, RequestDocument
-from agentmesh.agents.llm.doors.inquiry import Inquiry, as_object, error_document, invalid, loads, refused
+from agentmesh.agents.llm.doors.inquiry import Inquiry, as_object, error_document, invalid, loads, refused, trace_of
 from agentmesh.agents.llm.messages import ErrorCode, GenerationParameters, LLMRequest, LLMResponse, Meta
 from agentmesh.chunked import CONTENT_TYPE, IDLE_TIMEOUT, deadline_of, header, seconds_of, window_of
 from agentmesh.errors import InvalidMessageError
@@ -85,8 +85,8 @@ class Inference:
             known = said.get("request_id") if isinstance(said, Mapping) else None
             meta = {"request_id": known} if isinstance(known, str) else {}
         meta["request_id"] = meta.get("request_id") or new_id()
-        if not meta.get("trace_id") and (trace := _trace_id(headers)):
-            meta["trace_id"] = trace
+        if not meta.get("trace_id") and (trace_id := trace_of("", headers).trace_id):
+            meta["trace_id"] = trace_id
         return meta
 
     def inquiry(self, document: Mapping[str, Any], meta: Mapping[str, Any], headers: Headers) -> Inquiry:
@@ -124,6 +124,7 @@ class Inference:
             deadline=deadline_of(headers),
             idle_timeout=seconds_of(headers, IDLE_TIMEOUT),
             window=window_of(headers),
+            trace=trace_of(str(meta.get("trace_id", "")), headers),
         )
 
     def whole(self, meta: Mapping[str, Any], response: LLMResponse, inquiry: Inquiry | None) -> bytes:
@@ -249,12 +250,6 @@ def _mismatch(theirs: str) -> str:
         f"; it was made from other .proto files (fingerprint {theirs:.32}, here it is {proto.FINGERPRINT}): "
         "make the code anew from what agentmesh proto export writes"
     )
-
-
-def _trace_id(headers: Headers) -> str:
-    """The trace id of W3C `traceparent`."""
-    parts = header(headers, "traceparent").split("-")
-    return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else ""
 
 
 def _parameters(said: RequestDocument) -> GenerationParameters:

@@ -23,6 +23,7 @@ from agentmesh.errors import (
     QueueFullError,
     TaskError,
 )
+from agentmesh.trace import Trace, adopt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,15 @@ class Inquiry:
     idle_timeout: float | None = None
     window: int = 0
     """Pieces that may be under way; 0: the client does not confirm."""
+    trace: Trace = field(default_factory=Trace)
+    """The trace of the client."""
+
+
+def trace_of(trace_id: str, headers: Mapping[str, str] | None) -> Trace:
+    """The trace a request belongs to: that of its `traceparent`, else the one it names, which may be any text."""
+    trace = Trace(trace_id)
+    adopt(trace, headers)
+    return trace
 
 
 def refused(code: ErrorCode, problem: str, retry_after: float = 0.0, **details: str) -> ModelError:

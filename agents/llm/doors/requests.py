@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from agentmesh.agents.llm.doors.dialect import Headers, Pieces
 from agentmesh.agents.llm.doors.inference import IDEMPOTENCY_KEY, JSON, MSGPACK, unpacked
-from agentmesh.agents.llm.doors.inquiry import Inquiry, error_document, invalid, loads, refused
+from agentmesh.agents.llm.doors.inquiry import Inquiry, error_document, invalid, loads, refused, trace_of
 from agentmesh.agents.llm.messages import (
     CachePolicy,
     ErrorCode,
@@ -131,6 +131,7 @@ class Requests:
             deadline=deadline_of(headers),
             idle_timeout=seconds_of(headers, IDLE_TIMEOUT),
             window=window_of(headers),
+            trace=trace_of(body.trace_id, headers),
         )
 
     def whole(self, meta: Mapping[str, Any], response: LLMResponse, inquiry: Inquiry | None) -> bytes:
