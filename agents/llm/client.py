@@ -76,7 +76,7 @@ class LLMClient:
             prompt: The text; or a whole request.
             messages: Instead: a conversation.
             timeout: Seconds; the gateway knows of them, and stops then.
-            idempotency_key: Asked again with it, the first answer comes back. By default the request's own id is it.
+            idempotency_key: Asked again with it, the first answer comes back; giving up does not stop the model, then.
             wanted: Fields of `LLMRequest` and `GenerationParameters`: `model`, `temperature`, `tools`, `context` …
 
         Raises:
@@ -272,7 +272,7 @@ def _request_body(request: LLMRequest, idempotency_key: str) -> bytes:
     body = request.model_dump(mode="json", exclude={"meta"}, exclude_none=True)
     meta = request.meta.model_dump(mode="json", include=set(_BESIDE_META), exclude_defaults=True)
     key = idempotency_key or request.meta.idempotency_key
-    return msgspec.json.encode({**body, **meta, **({"idempotency_key": key} if key else {})})
+    return msgspec.json.encode({**body, **meta, **({"idempotency_key": key} if key else {"once": False})})
 
 
 def _with_id(request: LLMInferenceRequest) -> str:

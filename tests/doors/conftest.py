@@ -13,6 +13,7 @@ from nats.aio.client import Client as NatsClient
 from agentmesh import AgentRef, Mesh, connect
 from agentmesh.agents.llm import LLMGateway, LLMPart, ModelCall
 from agentmesh.broker import EmbeddedBroker
+from agentmesh.context import current
 from agentmesh.errors import ModelError
 from agentmesh.ids import new_id
 from tests.doors.ways import HttpWay, InferWay, RequestsWay, Way, jsons, msgpacks, protobufs
@@ -37,6 +38,7 @@ class Model:
 
     def __init__(self) -> None:
         self.calls: list[ModelCall] = []
+        self.traces: list[str] = []
         self.said = 0
         self.under_way = 0
         self.waiting = 0
@@ -46,6 +48,8 @@ class Model:
 
     async def generate(self, call: ModelCall) -> AsyncIterator[LLMPart]:
         self.calls.append(call)
+        here = current()
+        self.traces.append("" if here is None else here.trace_id)
         self.under_way += 1
         try:
             async for word in self._words(call.messages[-1].content):

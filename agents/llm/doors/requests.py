@@ -3,7 +3,8 @@
     {"request_id": "…", "prompt": "…", "model": "…", "tenant_id": "T", "timestamp": "…", "schema_version": "1.0"}
     {"request_id": "…", "response": "…", "tokens": 30, "cost": 0.0, "schema_version": "1.0", "model": "…", …}
 
-Whatever `LLMRequest` takes may be added. The id of a request is its idempotency key, unless it names another one.
+Whatever `LLMRequest` takes may be added. The id of a request is its idempotency key, unless
+it names another one, or says `"once": false`.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class RequestBody(BaseModel):
     params: GenerationParameters = GenerationParameters()
     priority: Literal["high", "normal", "low"] = "normal"
     idempotency_key: str = ""
+    once: bool = True
+    """False: the id of the request is no idempotency key."""
     mode: Literal["", "request", "job"] = ""
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
@@ -127,7 +130,7 @@ class Requests:
             stream=bool(body.params.stream),
             chat=body.messages is not None,
             job=(body.mode or header(headers, MODE).lower()) == "job",
-            key=body.idempotency_key or header(headers, IDEMPOTENCY_KEY) or body.request_id,
+            key=body.idempotency_key or header(headers, IDEMPOTENCY_KEY) or (body.request_id if body.once else ""),
             deadline=deadline_of(headers),
             idle_timeout=seconds_of(headers, IDLE_TIMEOUT),
             window=window_of(headers),
