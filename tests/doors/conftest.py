@@ -51,15 +51,18 @@ class Model:
         here = current()
         self.traces.append("" if here is None else here.trace_id)
         self.under_way += 1
+        finished = False
         try:
             async for word in self._words(call.messages[-1].content):
                 self.said += 1
                 yield LLMPart(content=word)
             count = self.said
             usage = {"prompt_tokens": len(call.messages), "completion_tokens": count}
+            finished = True
             yield LLMPart(type="finish", data={"finish_reason": "stop", "usage": usage, "model": call.model})
         except (asyncio.CancelledError, GeneratorExit):
-            self.cancelled.set()
+            if not finished:  # else only the end of the iteration
+                self.cancelled.set()
             raise
         finally:
             self.under_way -= 1
