@@ -14,9 +14,50 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 
 from agentmesh.errors import CircuitOpenError, DefinitionError
+
+
+@dataclass(frozen=True)
+class BreakerPolicy:
+    """When asks of an agent are not tried for a while; see `Breaker` for the fields.
+
+    Failures are: nobody listens, no reply by the deadline, the agent stopped first. What a handler raises is none.
+    """
+
+    failures: int = 5
+    window: float = 30.0
+    cooldown: float = 5.0
+    probes: int = 1
+    successes: int = 2
+
+
+MOST = 1_000
+"""Agents that are told apart; the ones asked first are forgotten."""
+
+
+class Breakers:
+    """A breaker for each agent that is asked over a connection."""
+
+    def __init__(self, policy: BreakerPolicy) -> None:
+        self._policy = policy
+        self._breakers: dict[tuple[str, str], Breaker] = {}
+
+    def of(self, tenant: str, agent: str) -> Breaker:
+        """The breaker of an agent, made at the first call."""
+        key = (tenant, agent)
+        found = self._breakers.get(key)
+        if found is None:
+            if len(self._breakers) >= MOST:
+                del self._breakers[next(iter(self._breakers))]
+            found = self._breakers[key] = Breaker(agent, **asdict(self._policy))
+        return found
+
+    def __iter__(self) -> Iterator[tuple[str, str, Breaker]]:
+        """Tenants, agents and their breakers."""
+        return ((tenant, agent, breaker) for (tenant, agent), breaker in list(self._breakers.items()))
 
 
 class Breaker:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
-from agentmesh import codec, keyed, registry
+from agentmesh import codec, keyed, registry, schemas
 from agentmesh.budgets import Budget, out_of_time
 from agentmesh.context import check_depth, covering, current, granted, next_hops, time_of_end
 from agentmesh.deathwatch import Watch, watch_tower
 from agentmesh.errors import (
     AgentMeshError,
+    AgentStoppedError,
     BrokerError,
     DeadlineExceededError,
     DefinitionError,
@@ -68,6 +69,9 @@ LONGEST_WAIT = 365 * 86_400.0
 
 KNOWN_RECEIVERS = 1_000
 """Receivers of events whose refusals come back. Beyond that, those told first are no longer listened to."""
+
+WHEREABOUTS = 0.05
+"""Seconds that an ask whose deadline has passed waits to be told where the time went."""
 
 CANCEL = "cancel-request"
 """Control subject: the asker of a request has gone; the body is its message id."""
@@ -279,13 +283,28 @@ class Client:
             IdempotencyConflictError: The key was used for another request.
         """
         reply_type = _reply_type(request)
-        if budget is None:
-            content = await self._question(agent, self._envelope(agent, request), timeout, idempotency_key)
-        else:
-            with granted(budget, self.identity):
+        try:
+            if budget is None:
                 content = await self._question(agent, self._envelope(agent, request), timeout, idempotency_key)
-        result: R = codec.decode_body(reply_type, content)
+            else:
+                with granted(budget, self.identity):
+                    content = await self._question(agent, self._envelope(agent, request), timeout, idempotency_key)
+        except InvalidMessageError as error:
+            raise await self._mismatch(agent, request, error) from error
+        try:
+            result: R = codec.decode_body(reply_type, content)
+        except InvalidMessageError as error:
+            raise await self._mismatch(agent, request, error) from error
         return result
+
+    async def _mismatch(self, agent: str, request: Request[Any], error: InvalidMessageError) -> InvalidMessageError:
+        """`error` with how the schemas of both sides differ, if they do: two versions of a program run."""
+        try:
+            infos = await registry.discover(self.transport, self.subjects, name=agent)
+        except BrokerError:
+            return error
+        difference = schemas.difference(type(request), infos)
+        return InvalidMessageError(f"{error.problem}; {difference}") if difference else error
 
     async def ask_raw(
         self,
@@ -380,6 +399,30 @@ class Client:
         return reply
 
     async def _exchange(self, agent: str, envelope: codec.Envelope, timeout: float) -> codec.Envelope:
+        breakers = self.transport.breakers
+        breaker = None if breakers is None else breakers.of(self.subjects.tenant, agent)
+        if breaker is None:
+            reply, error = await self._converse(agent, envelope, timeout)
+        else:
+            breaker.admit()
+            try:
+                reply, error = await self._converse(agent, envelope, timeout)
+            except (NoSuchAgentError, DeadlineExceededError):
+                breaker.failed()
+                raise
+            except BaseException:
+                breaker.dropped()
+                raise
+            stopped = isinstance(error, AgentStoppedError) and error.agent == agent
+            (breaker.failed if stopped else breaker.succeeded)()
+        if error is not None:
+            raise error
+        return reply
+
+    async def _converse(
+        self, agent: str, envelope: codec.Envelope, timeout: float
+    ) -> tuple[codec.Envelope, AgentMeshError | None]:
+        """The reply, and the error it says."""
         timeout = min(timeout, LONGEST_WAIT)
         envelope.deadline = now() + timedelta(seconds=timeout)
         if envelope.budget:
@@ -391,16 +434,39 @@ class Client:
         except NoRespondersError:
             raise await self._no_such_agent(agent) from None
         except DeadlineExceededError:
-            await self._cancel(envelope)
+            where = await self._cancel_late(envelope)
             spent = out_of_time(envelope.budget)
-            raise spent or DeadlineExceededError(f"{agent}: {envelope.message_type}", timeout) from None
+            raise spent or DeadlineExceededError(f"{agent}: {envelope.message_type}", timeout, where) from None
         except asyncio.CancelledError:
             await self._cancel(envelope)
             raise
         reply = codec.decode(answer.data)
-        if reply.message_type == codec.ERROR:
-            raise codec.decode_error(reply.content, agent)
-        return reply
+        error = codec.decode_error(reply.content, agent) if reply.message_type == codec.ERROR else None
+        return reply, error
+
+    async def _cancel_late(self, envelope: codec.Envelope) -> str:
+        """Like `_cancel`, for a request whose deadline has passed; where it was then, if that is known at once."""
+        if not self.transport.is_connected:
+            return "the connection to the broker was lost meanwhile"
+        if envelope.key:
+            return ""
+        answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def take(message: WireMessage) -> None:
+            if not answered.done():
+                answered.set_result("" if is_no_responders(message) else message.data.decode(errors="replace"))
+
+        inbox = self.transport.open_inbox(take)
+        try:
+            await self.transport.publish(self.subjects.control(CANCEL), envelope.message_id.encode(), inbox.subject)
+            async with asyncio.timeout(WHEREABOUTS):
+                return await answered
+        except TimeoutError:
+            return "no replica has it: its reply was lost, or it did not arrive"
+        except BrokerError:
+            return ""
+        finally:
+            inbox.close()
 
     async def _cancel(self, envelope: codec.Envelope) -> None:
         """Let the handler know that nobody waits. If that fails, it hears so from the deadline."""

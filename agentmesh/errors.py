@@ -502,12 +502,15 @@ class DeliveryError(AgentMeshError):
 class NoRespondersError(DeliveryError):
     """Nobody is subscribed to the subject of a request; it was not delivered."""
 
-    def __init__(self, subject: str) -> None:
-        super().__init__(subject)
+    def __init__(self, subject: str, near: Sequence[str] = ()) -> None:
+        super().__init__(subject, list(near))
         self.subject = subject
+        self.near = list(near)
+        """Subjects of services that may have been meant."""
 
     def __str__(self) -> str:
-        return f"nobody listens on {self.subject!r}"
+        hint = f"; did you mean {' or '.join(map(repr, self.near))}?" if self.near else ""
+        return f"nobody listens on {self.subject!r}{hint}"
 
 
 class NoSuchAgentError(DeliveryError):
@@ -592,13 +595,15 @@ class QuarantinedError(DeliveryError):
 class DeadlineExceededError(DeliveryError):
     """No answer by the deadline; the work may or may not have been done."""
 
-    def __init__(self, what: str, timeout: float) -> None:
-        super().__init__(what, timeout)
+    def __init__(self, what: str, timeout: float, where: str = "") -> None:
+        super().__init__(what, timeout, where)
         self.what = what
         self.timeout = timeout
+        self.where = where
+        """Where the time went, if that is known: it waited, its handler ran, or its reply was lost."""
 
     def __str__(self) -> str:
-        return f"{self.what}: no answer within {self.timeout:g} s"
+        return f"{self.what}: no answer within {self.timeout:g} s{f'; {self.where}' if self.where else ''}"
 
 
 class NatsTimeoutError(DeadlineExceededError, TimeoutError):

@@ -433,6 +433,8 @@ class Host:
     def _on_cancel(self, message: Message) -> None:
         request_id = message.data.decode("ascii", "replace")
         for hosted in self._hosted.values():
+            if message.reply and (where := hosted.cell.whereabouts(request_id)):
+                self._answer(message.reply, f"{where}, on {self.node}".encode())
             if hosted.cell.cancel(request_id):
                 return
 

@@ -7,6 +7,7 @@ Hosts also announce agents that come and go on `ai.agent.control.T.presence`, an
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -14,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from agentmesh.errors import BrokerError, NoRespondersError
 from agentmesh.subjects import Subjects
 from agentmesh.transport import Transport
 
@@ -68,6 +70,15 @@ class Who(msgspec.Struct, omit_defaults=True):
     """Leave out schemas and descriptions."""
 
 
+class _Endpoint(msgspec.Struct):
+    subject: str = ""
+
+
+class _Service(msgspec.Struct):
+    endpoints: list[_Endpoint] = []
+
+
+_services = msgspec.json.Decoder(_Service)
 _answers = msgspec.json.Decoder(list[AgentInfo])
 encode = msgspec.json.encode
 
@@ -114,6 +125,22 @@ async def discover(
 def near_misses(name: str, known: Iterable[str]) -> list[str]:
     """Up to three known names that `name` may have meant."""
     return difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.5)
+
+
+async def nobody_on(transport: Transport, subject: str, *, timeout: float = 0.2) -> NoRespondersError:
+    """The error for a request to a subject on which nobody listens, with subjects that may have been meant.
+
+    Those are the endpoints of NATS micro services: agents, doors, the memory, and whatever else is listed.
+    """
+    try:
+        replies = await transport.request_many("$SRV.INFO", b"", timeout=timeout, stall=STALL)
+    except BrokerError:
+        return NoRespondersError(subject)
+    known: set[str] = set()
+    for reply in replies:
+        with contextlib.suppress(msgspec.MsgspecError):  # another kind of service, which says something else
+            known.update(endpoint.subject for endpoint in _services.decode(reply.data).endpoints)
+    return NoRespondersError(subject, difflib.get_close_matches(subject, sorted(known), n=3, cutoff=0.7))
 
 
 def _read(data: bytes) -> list[AgentInfo]:

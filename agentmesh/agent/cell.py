@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -528,6 +529,17 @@ class AgentCell:
         return life
 
     # ------------------------------------------------------------ cancelling
+    def whereabouts(self, message_id: str) -> str:
+        """Where a request is here, for an asker who has waited in vain; empty if it is not."""
+        me = f"{self.name}.{self.replica}"
+        for letter in self._life.workers.values() if self._life is not None else ():
+            if letter is not None and letter.envelope.message_id == message_id:
+                return f"its handler at {me} has been running for {perf_counter() - letter.began:.1f} s"
+        for ahead, letter in enumerate(self.mailbox):
+            if letter.envelope.message_id == message_id:
+                return f"it waits in the mailbox of {me}, behind {ahead + self.in_flight} others"
+        return ""
+
     def cancel(self, message_id: str) -> bool:
         """Cancel the handler of that request, or see to it that the waiting request is skipped; whether it runs."""
         for worker, letter in self._life.workers.items() if self._life is not None else ():

@@ -72,7 +72,7 @@ class Handling:
             self._counters.queued.observe(context.queued)
         tracer = self._transport.tracer
         span = None if tracer is None else tracer.received(context)
-        began = perf_counter()
+        began = letter.began = perf_counter()
         error: BaseException | None = None
         try:
             await self._handle(letter, agent, message, context)

@@ -25,6 +25,8 @@ class Letter:
     """Where an answer or a refusal goes; empty if nobody listens."""
     handling: bool = False
     """The handler runs now, and may be cancelled."""
+    began: float = 0.0
+    """When it began, by `perf_counter`."""
     why_cancelled: AgentMeshError | None = None
     """Set before the handler is cancelled by us: what the asker is told."""
 

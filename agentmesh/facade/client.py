@@ -23,6 +23,7 @@ from agentmesh.errors import (
     JetStreamUnavailableError,
     NatsConnectionError,
     NatsTimeoutError,
+    NoRespondersError,
     NoStreamError,
     PublishTimeoutError,
     QueueFullError,
@@ -33,6 +34,7 @@ from agentmesh.facade.message import Incoming, Payload, raise_if_error
 from agentmesh.facade.subscriptions import GRACE, Callback, FacadeSubscription, Passing
 from agentmesh.facade.working import Working
 from agentmesh.ids import new_id
+from agentmesh.registry import nobody_on
 from agentmesh.subjects import Subjects, may_overlap
 from agentmesh.tasks.layout import SPECS, TASKS, ensure_streams, named, use_scheme
 from agentmesh.tasks.pressure import IMPATIENT, Pressure
@@ -415,7 +417,7 @@ class NATSClient:
             compress: As in `publish`.
 
         Raises:
-            NoRespondersError: Nobody subscribes there; known at once.
+            NoRespondersError: Nobody subscribes there; known at once, and names near misses.
             NatsTimeoutError: No answer in time; it is a built-in `TimeoutError`, too.
             NatsConnectionError: No connection; nothing was sent.
             RemoteError: The callback at the other end raised.
@@ -426,7 +428,10 @@ class NATSClient:
             if not transport.is_connected:
                 await transport.connection.until_usable(min(PUBLISH_TIMEOUT, timeout))
             data, sent = self._body(payload, headers, compress)
-            reply = await transport.request(subject, data, timeout=timeout, headers=sent or None)
+            try:
+                reply = await transport.request(subject, data, timeout=timeout, headers=sent or None)
+            except NoRespondersError:
+                raise await nobody_on(transport, subject) from None
             got = dict(reply.headers or {})
             raise_if_error(subject, got)
             if (stream := _confirmed_by(reply.data)) and not got:

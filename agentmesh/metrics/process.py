@@ -18,7 +18,7 @@ _STARTED = time.time()
 
 def process_families(transport: Transport) -> list[Family]:
     """Of the process and of the connection."""
-    return [*_process(), *_connection(transport), *_services(transport)]
+    return [*_process(), *_connection(transport), *_services(transport), *_breakers(transport)]
 
 
 def _process() -> list[Family]:
@@ -50,6 +50,20 @@ def _connection(transport: Transport) -> list[Family]:
         ),
         _one("agentmesh_requests_waiting", "gauge", "Requests without a reply so far.", connection.inbox.pending),
     ]
+
+
+STATES = ("closed", "half-open", "open")
+
+
+def _breakers(transport: Transport) -> list[Family]:
+    if transport.breakers is None:
+        return []
+    state = Family("agentmesh_breaker_state", "gauge", "0: asks go to the agent; 1: a few do, to see; 2: none does.")
+    opened = Family("agentmesh_breaker_opened_total", "counter", "Times that asks of an agent were stopped.")
+    for tenant, agent, breaker in transport.breakers:
+        state.add(STATES.index(breaker.state), target=agent, tenant=tenant)
+        opened.add(breaker.opened, target=agent, tenant=tenant)
+    return [state, opened]
 
 
 def _services(transport: Transport) -> list[Family]:

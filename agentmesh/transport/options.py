@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from agentmesh.breaker import BreakerPolicy
 from agentmesh.errors import ConfigError
 from agentmesh.tracing import To
 
@@ -55,10 +56,15 @@ class TransportOptions:
     tracing: To = "off"
     """Where spans go, see `tracing`; `off`: nowhere, and none are made."""
 
+    breaker: BreakerPolicy | None = None
+    """When agents that do not answer are not asked for a while; None: they always are."""
+
     inbox_prefix: str = ""
     """Prefix of reply subjects; empty: `_INBOX_<user or name>`, so that one user cannot read another's replies."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.breaker, dict):  # it came as JSON
+            object.__setattr__(self, "breaker", BreakerPolicy(**self.breaker))
         if not self.servers:
             raise ConfigError("url", "no broker URL given")
         for url in self.servers:

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Any
 
+from agentmesh.breaker import Breakers
 from agentmesh.errors import (
     ConnectionClosedError,
     ConnectionLostError,
@@ -45,6 +46,8 @@ class Transport:
         self.options = options
         self.tracer = make_tracer(options.tracing)
         """Makes spans of what is sent and handled; None: nothing is traced."""
+        self.breakers = None if options.breaker is None else Breakers(options.breaker)
+        """Of the agents that are asked over it; None: there are none."""
         self.connection = Connection(options, jetstream=jetstream)
         self._bulk: Connection | None = None
         self._bulk_publisher: Publisher | None = None

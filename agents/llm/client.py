@@ -32,8 +32,9 @@ from agentmesh.agents.llm.messages import Generate, GenerationParameters, LLMPar
 from agentmesh.chat import ChatMessage
 from agentmesh.chunked import CANCEL_CONTROL, CONTENT_TYPE, DEFAULT_WINDOW, TIMEOUT, ChunkReader, trace_headers
 from agentmesh.client import Client
-from agentmesh.errors import BrokerError, DeadlineExceededError, InvalidMessageError, ModelError
+from agentmesh.errors import BrokerError, DeadlineExceededError, InvalidMessageError, ModelError, NoRespondersError
 from agentmesh.ids import new_id
+from agentmesh.registry import nobody_on
 from agentmesh.transport import Message
 
 if TYPE_CHECKING:
@@ -228,6 +229,8 @@ class LLMClient:
             if isinstance(error, DeadlineExceededError):
                 raise DeadlineExceededError(subject, timeout) from None
             raise
+        except NoRespondersError:
+            raise await nobody_on(self._mesh.transport, subject) from None
 
     async def _cancel(self, request_id: str) -> None:
         """Let the gateway know that nobody waits. If that fails, it hears so from the deadline."""
