@@ -30,6 +30,7 @@ COMMANDS = {
     "resume": "orders",
     "quarantine": "orders",
     "logs": "logs",
+    "top": "top",
     "metrics": "metrics",
     "events": "events",
     "ask": "talk",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from agentmesh.agent import Agent, default_name
+from agentmesh.breaker import BreakerPolicy
 from agentmesh.chat import RELAY
 from agentmesh.config import AgentSettings, GroupSettings, HttpSettings, KeySettings, Settings
 from agentmesh.errors import ConfigError, UsageError
@@ -80,6 +81,7 @@ def make_plan(
         grace=settings.node.grace,
         ttl=settings.supervisor.ttl,
         tracing=settings.tracing.to,
+        breaker=BreakerPolicy(**settings.breaker.model_dump(exclude={"enabled"})) if settings.breaker.enabled else None,
     )
 
 

@@ -288,6 +288,28 @@ class ToolSettings(Table):
     is named, who is not may call nothing. Empty: everybody may call everything."""
 
 
+class AgentBreakerSettings(Table):
+    """Agents that do not answer are not asked for a while: `[breaker]`."""
+
+    enabled: bool = False
+    """Whether agents, and the HTTP gateway, have a circuit breaker for each agent they ask."""
+
+    failures: int = Field(default=5, ge=1)
+    """Failures within `window` that open it: nobody listens, no reply by the deadline, the agent stopped first."""
+
+    window: Annotated[Duration, Field(gt=0)] = 30.0
+    """Seconds that failures count."""
+
+    cooldown: Annotated[Duration, Field(gt=0)] = 5.0
+    """Seconds until a first ask is let through again, to see."""
+
+    probes: int = Field(default=1, ge=1)
+    """Asks that may be under way then."""
+
+    successes: int = Field(default=2, ge=1)
+    """Answers that close it."""
+
+
 class TracingSettings(Table):
     """Spans of what is sent and handled: `[tracing]`."""
 
@@ -640,6 +662,7 @@ class Settings(Table):
     schedules: dict[str, ScheduleSettings] = {}
     ledger: LedgerSettings = LedgerSettings()
     tracing: TracingSettings = TracingSettings()
+    breaker: AgentBreakerSettings = AgentBreakerSettings()
     models: dict[str, ModelSettings] = {}
     llm: LLMSettings = LLMSettings()
     http: HttpSettings = HttpSettings()

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
+from agentmesh.breaker import BreakerPolicy
 from agentmesh.errors import ConfigError, DefinitionError
 from agentmesh.gateway.options import GatewayOptions
 from agentmesh.limits import Limit, rules
@@ -194,6 +195,8 @@ class UpPlan:
     """Watch the sources and replace nodes whose code changed."""
     watch: tuple[Path, ...] = ()
     """Folders to watch, besides `root`."""
+    breaker: BreakerPolicy | None = None
+    """When agents that do not answer are not asked for a while; None: they always are."""
     tracing: Literal["off", "log", "otel"] = "off"
     """Where the spans of all its processes go."""
     log_format: Literal["text", "json"] = "text"
@@ -266,6 +269,7 @@ class UpPlan:
             tls_key=broker.tls_key,
             replicas=broker.replicas,
             tracing=self.tracing,
+            breaker=self.breaker,
         )
 
 

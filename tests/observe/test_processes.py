@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import subprocess
+import sys
 import urllib.request
 
 import pytest
 
+from tests.cli.conftest import environment
 from tests.observe.conftest import Running
 from tests.observe.test_metrics import read, value
 
@@ -66,3 +72,47 @@ def test_the_gateway_shows_them_all(running: Running) -> None:
         found = read(answer.read().decode())
     assert value(found["agentmesh_mailbox_capacity"], agent="shop") == 1024
     assert "gateway" in {sample.labels["process"] for sample in found["agentmesh_info"]}
+
+
+@pytest.mark.seed("B52")
+async def test_top_shows_agents_queues_streams_and_processes_once_as_text_or_data(running: Running) -> None:
+    await running.cli("submit", "Pack", "--to", "nobody", "--data", '{"item": "box"}')
+    await running.cli("ask", "shop", "--type", "Order", "--data", '{"item": "tea"}')
+
+    text = await running.cli("top", "--once", "--plain", "--interval", "0.2", "--timeout", "5")
+
+    assert text.code == 0, text.err
+    for wanted in ("AGENT", "TASK QUEUE", "STREAM", "PROCESS", "shop", "1 ready", "nobody normal", "node-1"):
+        assert wanted in text.out, text.out
+    document = (await running.cli("top", "--once", "--json", "--interval", "0.2", "--timeout", "5")).json
+    (shop,) = [agent for agent in document["agents"] if agent["agent"] == "shop"]
+    assert shop["handled"] >= 1
+    assert shop["p95"].endswith(" ms")
+    (queue,) = [queue for queue in document["queues"] if queue["queue"] == "nobody normal"]
+    assert (queue["tasks"], queue["lag"], queue["unsettled"]) == (1, 1, 0)
+    assert {"TASKS", "RESULTS"} <= {stream["stream"] for stream in document["streams"]}
+    assert {process["broker"] for process in document["processes"]} == {"connected"}
+
+
+@pytest.mark.seed("B52")
+def test_top_is_a_screen_in_a_terminal_and_q_ends_it(running: Running) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "agentmesh.cli", "top", "--interval", "0.2"]
+    environ = {**environment(), "TERM": "xterm", "COLUMNS": "120", "LINES": "60"}
+    process = subprocess.Popen(
+        command, cwd=running.folder, env=environ, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True
+    )
+    os.close(theirs)
+    shown = b""
+    while b"q: end" not in shown and select.select([ours], [], [], 60)[0]:
+        shown += os.read(ours, 65536)
+    os.write(ours, b"q")
+    while select.select([ours], [], [], 60)[0]:
+        try:
+            shown += os.read(ours, 65536)
+        except OSError:  # its end of the terminal is closed
+            break
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert b"AGENT" in shown
+    assert b"shop" in shown
