@@ -16,16 +16,28 @@ A `Turn` is the durable form: a task that answers the last message of a stored c
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agentmesh.errors import InvalidMessageError
+from agentmesh.errors import (
+    AgentMeshError,
+    IdempotencyConflictError,
+    InvalidMessageError,
+    NoHandlerError,
+    NoSuchAgentError,
+    RunEndedError,
+)
+from agentmesh.ids import new_id
 from agentmesh.messages import Prompt, Request, Task
-from agentmesh.registry import AgentInfo, discover
+from agentmesh.registry import AgentInfo, discover, near_misses
+from agentmesh.subjects import token
 from agentmesh.tasks import slot
 
 if TYPE_CHECKING:
@@ -241,6 +253,109 @@ async def transcript(streams: Streams, conversation_id: str) -> Transcript:
 async def history(streams: Streams, conversation_id: str) -> list[ChatMessage]:
     """The messages of a stored conversation, oldest first. An answer that was cut off counts as far as it came."""
     return (await transcript(streams, conversation_id)).messages()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A message that was stored and will be answered."""
+
+    conversation_id: str
+    run_id: str
+    """Of the answer; also the id of the task."""
+    offset: int
+    """Of the first chunk of the answer."""
+
+
+async def say(
+    client: Client,
+    agent: str,
+    message: str,
+    *,
+    conversation_id: str = "",
+    params: dict[str, Any] | None = None,
+    key: str = "",
+) -> Asked:
+    """Say something in a stored conversation. What this returns is stored, and sure to be answered or to get an error.
+
+    Args:
+        client: A mesh.
+        agent: Who is to answer; `agent/model` for one that offers several.
+        message: What is said.
+        conversation_id: Where; empty for a new one.
+        params: See `Chat.params`.
+        key: Said again with it, it is said once. Its own conversation is a part of it, and so is its tenant.
+
+    Raises:
+        NoSuchAgentError: The agent does not run, or the one that relays for it.
+        NoHandlerError: It cannot be chatted with.
+        IdempotencyConflictError: The key was used for another message.
+        QueueFullError: Not accepted.
+    """
+    to = await answerer(client, agent)
+    run_id = None
+    if key:  # the same key makes the same ids, so that everything may be repeated
+        digest = hashlib.sha256("\0".join((client.subjects.tenant, conversation_id, key)).encode()).hexdigest()
+        conversation_id, run_id = conversation_id or f"c{digest[32:56]}", f"r{digest[:24]}"
+    conversation_id = conversation_id or f"c{new_id()}"
+    run = client.streams.run(conversation_id, run_id=run_id, epoch=0, role="user", own_task=True)
+    try:
+        async with run:
+            await run.send(message)
+            await run.flush()
+        assert run.last is not None
+        stored = run.last
+    except RunEndedError:  # the same key once more: it is there, and perhaps answered already
+        stored = await _question(client, conversation_id, run.run_id)
+        if stored.content != message:
+            raise IdempotencyConflictError(key, "a message", "a message") from None
+    turn = Turn(conversation_id=conversation_id, run_id=run.run_id, agent=agent, params=params or {})
+    try:
+        await client.submit(turn, to=to, task_id=run.run_id)
+    except AgentMeshError as error:
+        await client.streams.end(conversation_id, run.run_id, "error", str(error))
+        raise
+    return Asked(conversation_id, run.run_id, stored.offset + 1)
+
+
+async def answerer(client: Client, agent: str) -> str:
+    """The agent that gets the turns for an agent: itself if it takes them, else the relay.
+
+    Raises:
+        NoSuchAgentError: The one that is to answer does not run, or the relay does not.
+        NoHandlerError: It cannot be chatted with.
+    """
+    name = token("agent", agent.partition("/")[0])
+    taken = await takes(client, name)
+    if not taken:
+        raise NoSuchAgentError(name, near_misses(name, (info.name for info in await chat_agents(client))))
+    if "Turn" in taken and name != RELAY:
+        return name
+    if not taken & {"Chat", "Prompt"}:
+        raise NoHandlerError(name, "Chat", sorted(taken))
+    if "Turn" not in await takes(client, RELAY):
+        raise NoSuchAgentError(RELAY)
+    return RELAY
+
+
+async def stop(client: Client, conversation_id: str, run_id: str, reason: str = "") -> bool:
+    """Stop an answer: its agent, its task, and all who read it are told.
+
+    Returns:
+        False: there is no such run, or it has ended.
+    """
+    if not await client.streams.cancel(conversation_id, run_id=run_id, reason=reason):
+        return False
+    with contextlib.suppress(AgentMeshError):  # the run has its end; its task is over when it finds that out
+        await client.tasks.cancel(run_id, by="the reader of the conversation")
+    return True
+
+
+async def _question(client: Client, conversation_id: str, run_id: str) -> Chunk:
+    async with aclosing(client.streams.read(conversation_id, run_id=run_id, follow=False)) as chunks:
+        async for chunk in chunks:
+            if chunk.epoch == 0:
+                return chunk
+    raise InvalidMessageError("the conversation was deleted meanwhile")
 
 
 async def settle(client: Client, conversation_id: str, run_id: str) -> bool:

@@ -33,6 +33,7 @@ COMMANDS = {
     "top": "top",
     "metrics": "metrics",
     "events": "events",
+    "chat": "chat",
     "ask": "talk",
     "tell": "talk",
     "publish": "talk",

@@ -28,7 +28,7 @@ drain pause resume quarantine.ls quarantine.release events limits.ls chaos
 schedule.ls schedule.add schedule.show schedule.pause schedule.resume schedule.rm
 ledger.ls ledger.reconcile
 stream.ls stream.info stream.tail stream.replay stream.cancel stream.purge
-node metrics top keys.new proto.ls proto.export check
+node metrics top keys.new proto.ls proto.export check chat
 """
 
 
