@@ -15,7 +15,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -30,6 +30,7 @@ from agentmesh.gateway import Gateway, GatewayOptions, HttpServer
 from agentmesh.ids import new_id
 from agentmesh.lifeline import die_with_parent
 from benchmarks import raw
+from benchmarks.compare import Bench, Chunks
 from benchmarks.pairs import Case, answering, heading, parser, run_pairs, write
 
 TOKEN = " token"
@@ -124,6 +125,8 @@ async def serve(url: str) -> None:
     nc = await raw.connect(url)
     async with connect(url, own_thread=False) as mesh:
         await Reader(nc, mesh).start()
+        await raw.RawPeer(nc).start()
+        await mesh.spawn(Bench)
         server = HttpServer(Gateway(GatewayOptions(port=0, access_log=False), mesh.transport, mesh.subjects.tenant))
         await server.start()
 
@@ -149,13 +152,12 @@ class Producer:
         self.long_raw = self.long_ours = ""
 
     async def start(self) -> None:
-        await self._js.add_stream(
+        await self._js.add_stream(StreamConfig(name="RAWTOKENS", subjects=["rawtokens.>"], allow_direct=True))
+        await self._js.add_stream(  # for those who listen to a copy of what is stored, without a consumer
             StreamConfig(
-                name="RAWTOKENS",
-                subjects=["rawtokens.>"],
-                allow_direct=True,
-                # Live readers of the design listen to the copy; raw readers of the stream use a consumer.
-                republish=RePublish(src="rawtokens.>", dest="rawlive.>"),
+                name="RAWCOPIED",
+                subjects=["rawcopied.>"],
+                republish=RePublish(src="rawcopied.>", dest="rawlive.>"),
             )
         )
         for what in ("attached", "done"):
@@ -192,7 +194,7 @@ class Producer:
         for index in range(n):
             content = f"{time.monotonic()}{TOKEN}" if not index else TOKEN
             body = json.dumps({"index": index, "type": "text", "content": content}).encode()
-            acks.append(await self._js.publish_async(subject, body, wait_stall=30))
+            acks.append(await self._js.publish_async(subject, body))
         await asyncio.gather(*acks)
 
     async def publish_ours(self, n: int) -> float:
@@ -248,7 +250,7 @@ class Producer:
             token = new_id()
             done = await self._reader(side="raw", subject=f"rawlive.{token}", n=1, live=True)
             body = json.dumps({"index": 0, "type": "text", "content": f"{time.monotonic()}{TOKEN}"}).encode()
-            await self._js.publish_async(f"rawtokens.{token}", body)
+            await self._js.publish_async(f"rawcopied.{token}", body)
             found.append(float(json.loads(await done)["latency"]))
         return float(statistics.median(found))
 
@@ -262,6 +264,19 @@ class Producer:
                 found.append(float(json.loads(await done)["latency"]))
                 await run.finish()
         return float(statistics.median(found))
+
+    async def answered_raw(self, count: int) -> float:
+        """Milliseconds, median, from a question to its answer."""
+        return await _median_of(count, lambda: self._nc.request("raw.ask", json.dumps({"text": TOKEN}).encode()))
+
+    async def answered_ours(self, count: int) -> float:
+        """The same to the first part of an answer that streams and is not stored."""
+
+        async def first() -> None:
+            async with aclosing(self._mesh.stream("bench", Chunks(n=1))) as chunks:
+                await anext(chunks)
+
+        return await _median_of(count, first)
 
     # -- replay and seek, read by this process
 
@@ -353,7 +368,7 @@ class Producer:
         token = new_id()
         done = [await self._reader(side="raw", subject=f"rawlive.{token}", n=n, live=True) for _ in range(readers)]
         began = time.perf_counter()
-        await self._store_raw(f"rawtokens.{token}", n)
+        await self._store_raw(f"rawcopied.{token}", n)
         await asyncio.gather(*done)
         return n * readers / (time.perf_counter() - began)
 
@@ -406,6 +421,15 @@ class SseClient:
         self._writer.close()
 
 
+async def _median_of(count: int, operation: Callable[[], Awaitable[Any]]) -> float:
+    found = []
+    for _ in range(count):
+        began = time.perf_counter()
+        await operation()
+        found.append((time.perf_counter() - began) * 1000)
+    return float(statistics.median(found))
+
+
 def _places(n: int) -> Sequence[int]:
     """The same ones for both sides."""
     return random.Random(n).sample(range(n), min(SEEKS, n))
@@ -427,6 +451,13 @@ def cases(producer: Producer, scale: float) -> list[Case]:
         Case("publish, each token waited for", lambda: p.single_raw(single), lambda: p.single_ours(single), goal=0.7),
         Case("first token against core", lambda: p.first_raw(firsts), lambda: p.first_ours(firsts), "ms", 1.5),
         Case("first token against stored", lambda: p.first_stored(firsts), lambda: p.first_ours(firsts), "ms"),
+        Case(
+            "first part of an answer, not stored",
+            lambda: p.answered_raw(10 * firsts),
+            lambda: p.answered_ours(10 * firsts),
+            "ms",
+            1.5,
+        ),
         Case("replay", lambda: p.replay_raw(stored), lambda: p.replay_ours(stored), goal=0.6),
         Case(
             "replay, a token in each message",

@@ -109,6 +109,7 @@ class Run {
     fold.append(summary, make("pre", "", pretty(call.arguments ?? data)));
     this.parts.append(fold);
     this.tools.set(key, fold);
+    if (data.status === "approval" && data.task_id && data.signal) askForConsent(fold, data);
   }
 
   on_tool_result(chunk) {
@@ -117,6 +118,7 @@ class Run {
     const fold = this.tools.get(key) ?? [...this.tools.values()].find((one) => !one.dataset.done);
     const result = chunk.content || pretty(data.result ?? data.content ?? data);
     if (!fold) return;
+    fold.querySelector(".consent")?.remove();
     const failed = data.error || data.is_error;
     fold.dataset.done = failed ? "failed" : "done";
     fold.querySelector(".state").textContent = failed ? "failed" : "done";
@@ -197,6 +199,35 @@ class Run {
     if (!running && this.text) foot.push(button("copy-text", "Copy"));
     if (!running && this.usage) foot.push(make("span", "usage", this.usage));
     this.foot.replaceChildren(...foot);
+  }
+}
+
+/** A call that waits for a person: whoever answers first, here or elsewhere, has decided. */
+function askForConsent(fold, { task_id, signal }) {
+  fold.open = true;
+  fold.querySelector(".state").textContent = "waits for your consent";
+  const row = make("div", "consent");
+  for (const [text, value] of [["Allow", true], ["Refuse", false]]) {
+    const choice = button("consent", text);
+    choice.onclick = () => consent(row, `/api/v1/tasks/${encodeURIComponent(task_id)}/signals/${encodeURIComponent(signal)}`, value);
+    row.append(choice);
+  }
+  fold.append(row);
+}
+
+async function consent(row, address, value) {
+  const choices = [...row.children];
+  for (const choice of choices) choice.disabled = true;
+  try {
+    const response = await request(address, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ value }),
+    });
+    if (!response.ok) throw new Error(await problemOf(response));
+  } catch (error) {
+    notice(error instanceof TypeError ? "Not sent: the gateway cannot be reached." : `Not sent: ${error.message}`, "bad");
+    for (const choice of choices) choice.disabled = false;
   }
 }
 
