@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from agentmesh.errors import DeadlineExceededError, InvalidMessageError, ModelEr
 from tests.doors.conftest import Model
 
 LONG = 20.0
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "doors.md"
 
 
 @pytest.mark.seed("A4", "B31")
@@ -130,3 +133,13 @@ async def test_giving_up_stops_the_model_unless_others_may_wait_for_the_same_key
 async def test_without_a_gateway_it_is_told_at_once(mesh: Mesh) -> None:
     with pytest.raises(NoRespondersError):
         await LLMClient(mesh).generate("say a")
+
+
+async def test_the_program_of_the_page_runs(mesh: Mesh, model: Model) -> None:
+    code = PAGE.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {"__name__": "doors", "print": lambda *_, **__: None}
+
+    exec(code, names)
+    await names["use"](mesh)
+
+    assert [call.messages[0].content for call in model.calls][:2] == ["Tell me about NATS", "Tell me more"]

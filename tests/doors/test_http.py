@@ -63,34 +63,33 @@ async def test_every_shape_of_body_asks_the_same(model: Model, start_gateway: St
     assert [call.messages[0].content for call in model.calls] == ["say yes"] * len(bodies)
 
 
-@pytest.mark.seed("A23", "A24")
-@pytest.mark.parametrize(
-    ("body", "field", "says"),
-    [
-        ({"promt": "a"}, "promt", "'prompt'"),
-        ({"model": "x", "prompt": "a"}, "model", "model_id"),
-        ({"input": {"promp": "a"}}, "input.promp", "'prompt'"),
-        ({"prompt": "a", "params": {"max_token": 5}}, "params.max_token", "'max_tokens'"),
-        ({"prompt": "a", "params": {"temperature": "hot"}}, "params.temperature", "number"),
-        ({"prompt": "a", "params": 5}, "params", "object"),
-        ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "prompt and messages", "one of them"),
-        ({"prompt": "a", "input": {"prompt": "b"}}, "prompt and input.prompt", "one of them"),
-        ({"messages": [{"role": "robot", "content": "b"}]}, "chat_messages.messages.0.role", "robot"),
-        ({"messages": []}, "messages", "messages"),
-        ({"input": {"prompt": ""}}, "input.prompt", "empty"),
-        ({"model_id": "default"}, "input", "nothing to answer"),
-        ({"prompt": "a", "meta": {"requestid": "x"}}, "meta.requestid", "'request_id'"),
-    ],
-)
-async def test_what_is_wrong_with_a_body_is_named(
-    model: Model, start_gateway: StartGateway, body: dict[str, object], field: str, says: str
-) -> None:
-    reply = await (await start_gateway()).http.post(INFER, json=body)
+WRONG: list[tuple[dict[str, object], str, str]] = [
+    ({"promt": "a"}, "promt", "'prompt'"),
+    ({"model": "x", "prompt": "a"}, "model", "model_id"),
+    ({"input": {"promp": "a"}}, "input.promp", "'prompt'"),
+    ({"prompt": "a", "params": {"max_token": 5}}, "params.max_token", "'max_tokens'"),
+    ({"prompt": "a", "params": {"temperature": "hot"}}, "params.temperature", "number"),
+    ({"prompt": "a", "params": 5}, "params", "object"),
+    ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "prompt and messages", "one of them"),
+    ({"prompt": "a", "input": {"prompt": "b"}}, "prompt and input.prompt", "one of them"),
+    ({"messages": [{"role": "robot", "content": "b"}]}, "chat_messages.messages.0.role", "robot"),
+    ({"messages": []}, "messages", "messages"),
+    ({"input": {"prompt": ""}}, "input.prompt", "empty"),
+    ({"model_id": "default"}, "input", "nothing to answer"),
+    ({"prompt": "a", "meta": {"requestid": "x"}}, "meta.requestid", "'request_id'"),
+]
 
-    error = reply.json()["error"]
-    assert (reply.status_code, error["code"]) == (400, "INVALID_ARGUMENT")
-    assert error["details"]["field"] == field
-    assert says in error["message"]
+
+@pytest.mark.seed("A23", "A24")
+async def test_what_is_wrong_with_a_body_is_named(model: Model, start_gateway: StartGateway) -> None:
+    http = (await start_gateway()).http
+
+    for body, field, says in WRONG:
+        reply = await http.post(INFER, json=body)
+        error = reply.json()["error"]
+        assert (reply.status_code, error["code"]) == (400, "INVALID_ARGUMENT"), body
+        assert error["details"]["field"] == field
+        assert says in error["message"]
     assert not model.calls
 
 
