@@ -183,6 +183,7 @@ class Hosted:
             pid=os.getpid(),
             host=self._host.hostname,
             problem=cell.problem,
+            remark=cell.remark,
             life=self._host.heart.life,
         )
         if not brief:

@@ -58,6 +58,8 @@ class AgentInfo(msgspec.Struct, omit_defaults=True):
     host: str = ""
     problem: str = ""
     """Why it is not ready."""
+    remark: str = ""
+    """What it says itself about how it is doing: see `Agent.remark`."""
     life: str = ""
     """Of its node: another one after each start of the process."""
 

@@ -362,6 +362,16 @@ class AgentCell:
     def _takes(self) -> list[str]:
         return [name for name, entry in self.behaviour.handlers.items() if entry.kind != "task"]
 
+    @property
+    def remark(self) -> str:
+        """What the agent says itself about how it is doing."""
+        if self._life is None:
+            return ""
+        try:
+            return str(self._life.instance.remark())
+        except Exception:  # the edge to foreign code; an agent may also have something else of that name
+            return ""
+
     # ------------------------------------------------------------ slots
     def _wake(self) -> None:
         """Give free slots to what waits."""

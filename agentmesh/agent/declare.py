@@ -27,7 +27,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _MARK = "__agentmesh_handler__"
 
-_TAKEN = ("name", "mesh", "memory", "tools", "on_start", "on_stop", "on_failure")
+_TAKEN = ("name", "mesh", "memory", "tools", "on_start", "on_stop", "on_failure", "remark")
 """Attributes of an agent that are no handlers."""
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -163,6 +163,10 @@ class Agent:
 
     async def on_stop(self) -> None:
         """Called after the last message and before a restart, for at most 5 seconds; not when the agent is killed."""
+
+    def remark(self) -> str:
+        """One line about how it is doing, such as what it cannot reach; `agentmesh ps` shows it. Must not block."""
+        return ""
 
     async def on_failure(self, error: BaseException, message: object) -> None:
         """Called on the failed instance before `on_stop`; `message` is the event whose handler raised. At most 5 s."""

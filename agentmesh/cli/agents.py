@@ -81,8 +81,8 @@ def ps(
     columns += ["QUEUED", "BUSY", "DONE", "FAILED", "RESTARTS", "UP"]
     session.out.table(columns, rows, empty=_nobody(session))
     for info in infos:
-        if info.problem:
-            session.out.warning(f"{info.name}: {info.problem}")
+        if info.problem or info.remark:
+            session.out.warning(f"{info.name}: {info.problem or info.remark}")
 
 
 def _show_nodes(session: Session) -> None:

@@ -44,6 +44,7 @@ COMMANDS = {
     "schedule": "schedule",
     "limits": "limits",
     "stream": "stream",
+    "llm": "llm",
     "ledger": "ledger",
     "memory": "memory",
     "keys": "keys",

@@ -30,14 +30,21 @@ def ls(
     if session.out.json:
         session.out.document(found)
         return
-    rows = [
-        (f"{use.scope} {use.owner}", use.key or None, f"{use.used}/{use.allowed}", _unit(use), use.waiting or None)
-        for use in found
-    ]
+    rows = [(f"{use.scope} {use.owner}", use.key or None, _used(use), _unit(use), use.waiting or None) for use in found]
     session.out.table(["LIMIT", "KEY", "USED", "OF", "WAITING"], rows, empty="no limits in use")
 
 
+def _used(use: LimitUse) -> str:
+    if use.kind == "usd":  # counted in nano-dollars
+        return f"${use.used / 1e9:.4g}/${use.allowed / 1e9:g}"
+    return f"{use.used}/{use.allowed}"
+
+
 def _unit(use: LimitUse) -> str:
+    if use.kind == "usd":
+        return "spent today"
+    if use.kind in ("tokens", "requests"):
+        return f"{use.kind} in {use.period:g} s"
     return f"starts in {use.period:g} s" if use.period else "at once"
 
 

@@ -7,11 +7,12 @@ import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from agentmesh.agents.llm.backends import ModelBackend, ModelCall
-from agentmesh.agents.llm.messages import LLMPart
+from agentmesh.agents.llm.messages import LLMPart, TokenUsage
 from agentmesh.breaker import Breaker
 from agentmesh.config import ModelSettings, RouteSettings
 from agentmesh.errors import CircuitOpenError, ModelError
@@ -42,7 +43,18 @@ class Model:
     calls: int = 0
     failed: int = 0
     under_way: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    dollars: float = 0.0
     problem: str = ""
+
+    def count(self, usage: TokenUsage, dollars: float, *, failed: bool) -> None:
+        """What a call came to."""
+        self.calls += 1
+        self.failed += failed
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.dollars += dollars
 
     @property
     def theirs(self) -> str:
@@ -74,26 +86,20 @@ async def ask(
         ModelError: There is no answer, or no more of it.
     """
     first, rest = await _begin(model, call, route, deadline, tries, patience)
-    outcome = "dropped"
+    part: LLMPart | None = first
+    say = model.breaker.dropped
     try:
-        yield first
-        if first.is_final:
-            outcome = "succeeded"
-            return
-        while True:
-            part = await _next(model, rest, "went on", min(route.idle, _left(deadline)))
-            if part is None or part.is_final:
-                outcome = "succeeded"
-            if part is None:
-                return
+        while part is not None and not part.is_final:
             yield part
-            if part.is_final:
-                return
+            part = await _next(model, rest, "went on", min(route.idle, _left(deadline)))
+        say = model.breaker.succeeded
+        if part is not None:
+            yield part
     except ModelError as error:
-        outcome = "failed" if error.code in BROKEN else "dropped"
+        say = partial(_say_failed, model, error)
         raise
     finally:
-        getattr(model.breaker, outcome)()
+        say()
         await _close(rest)
 
 
@@ -114,26 +120,24 @@ async def _begin(
     retrying = AsyncRetrying(retry=retry_if_exception(_may_pass), stop=enough, wait=pause, reraise=True)
     async for attempt in retrying:
         with attempt:
-            tries.count += 1
-            return await _first(model, call, min(route.first_token, _left(deadline)))
+            return await _first(model, call, min(route.first_token, _left(deadline)), tries)
     raise AssertionError("tenacity ends with a result or an error")
 
 
-async def _first(model: Model, call: ModelCall, seconds: float) -> tuple[LLMPart, AsyncIterator[LLMPart]]:
+async def _first(model: Model, call: ModelCall, seconds: float, tries: Tries) -> tuple[LLMPart, AsyncIterator[LLMPart]]:
     try:
         model.breaker.admit()
     except CircuitOpenError as error:
         message = "it failed again and again lately and is left alone for a while"
         raise ModelError("UNAVAILABLE", message, model.name, error.retry_after, {"breaker": "open"}) from None
-    outcome = "dropped"
+    tries.count += 1
     parts = model.backend.generate(call)
     try:
         part = await _next(model, parts, "began", seconds)
         if part is None:
             raise ModelError("INTERNAL", "the answer was empty", model.name)
     except ModelError as error:
-        outcome = "failed" if error.code in BROKEN else "dropped"
-        getattr(model.breaker, outcome)()
+        _say_failed(model, error)
         await _close(parts)
         raise
     except BaseException:
@@ -141,6 +145,13 @@ async def _first(model: Model, call: ModelCall, seconds: float) -> tuple[LLMPart
         await _close(parts)
         raise
     return part, parts
+
+
+def _say_failed(model: Model, error: ModelError) -> None:
+    if error.code in BROKEN:
+        model.breaker.failed()
+    else:
+        model.breaker.dropped()
 
 
 def _may_pass(error: BaseException) -> bool:

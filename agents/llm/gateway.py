@@ -72,6 +72,10 @@ class LLMGateway(Agent):
             await self._doors.close()
         await self._pipeline.stop()
 
+    def remark(self) -> str:
+        left_alone = [model.name for model in self._pipeline.models() if model.state != "closed"]
+        return f"left alone after failures: {', '.join(left_alone)}" if left_alone else ""
+
     async def generate(self, request: LLMRequest, tenant: str = "") -> AsyncGenerator[LLMPart, None]:
         """The one way to an answer: its parts, the last a `finish` with the fields of `LLMResponse`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +15,7 @@ from agentmesh.agents.llm.backends.offline.tokens import count_messages, count_t
 from agentmesh.agents.llm.bounds import ANSWER, Bound, Meter, Need, Refusal, Taken
 from agentmesh.agents.llm.cache import AnswerCache, Entry, digest_of
 from agentmesh.agents.llm.calling import ELSEWHERE, LONGEST_PAUSE, SHORT_PAUSE, Model, Tries, ask
+from agentmesh.agents.llm.figures import figures
 from agentmesh.agents.llm.flights import Flights
 from agentmesh.agents.llm.messages import (
     CachePolicy,
@@ -35,6 +36,7 @@ from agentmesh.config import LLMSettings
 from agentmesh.errors import AgentMeshError, ModelError
 from agentmesh.ids import new_id
 from agentmesh.llmops import Invalidation, Operation, Tokens
+from agentmesh.metrics import Family, metrics_of
 from agentmesh.subjects import Subjects
 from agentmesh.transport import Transport
 
@@ -111,6 +113,8 @@ class Pipeline:
         self._meter = Meter(transport, settings, table.longest)
         self._turns = Turns(settings.queue, settings.user_queue, self._unreserve)
         self._flights = Flights()
+        self._metrics = metrics_of(transport)
+        self._forget_figures: Callable[[], None] = lambda: None
         self.cache = AnswerCache(transport, settings.cache.max_size, on_void=self._voided)
 
     async def start(self) -> None:
@@ -120,9 +124,11 @@ class Pipeline:
             guard = self._settings.breaker
             breaker = Breaker(name, failures=guard.failures, window=guard.window, cooldown=guard.cooldown)
             self._models[name] = Model(name, settings, backend, breaker)
+        self._forget_figures = self._metrics.add_source(self._figures)
 
     async def stop(self) -> None:
         """Cancel what is under way, keep what is to be kept, and close the backends."""
+        self._forget_figures()
         await self._flights.close()
         await self._turns.close()
         await self._recorder.close()
@@ -212,7 +218,6 @@ class Pipeline:
         total = min(route.total, model.settings.timeout or route.total)
         deadline = asyncio.get_running_loop().time() + total
         status, problem = "cancelled", None
-        model.calls += 1
         model.under_way += 1
         try:
             async with aclosing(
@@ -228,14 +233,16 @@ class Pipeline:
             status, model.problem = "ok", ""
         except ModelError as error:
             status, problem, model.problem = "error", error, str(error)
-            model.failed += 1
             raise
         finally:
             model.under_way -= 1
             usage = answer.usage(prompt_tokens) if status == "ok" or answer.text else TokenUsage()
             cost = float(answer.end.get("cost") or cost_of(usage, model.settings.price))
-            operation = _operation(asked, model, answer, usage, cost, status, problem)
-            recording = self._recorder.operation(operation)
+            recording = None
+            if answer.tries.count:  # its breaker let it through
+                model.count(usage, cost, failed=status == "error")
+                operation = _operation(asked, model, answer, usage, cost, status, problem)
+                recording = self._recorder.operation(operation)
             if taken.amounts:
                 self._recorder.later(self._pay(taken, usage, cost, model))
         if recording is not None:
@@ -345,6 +352,9 @@ class Pipeline:
         self._flights.forget(*(one for one in self._flights.under_way() if order.fits(one.key, one.tags)))
 
     # ------------------------------------------------------------ for people
+
+    def _figures(self) -> list[Family]:
+        return figures(list(self._models.values()), self.cache)
 
     def models(self) -> list[ModelStatus]:
         """How the models are, as this replica sees them."""

@@ -29,6 +29,7 @@ schedule.ls schedule.add schedule.show schedule.pause schedule.resume schedule.r
 ledger.ls ledger.reconcile
 stream.ls stream.info stream.tail stream.replay stream.cancel stream.purge
 node metrics top keys.new proto.ls proto.export check chat
+llm.ls llm.ops llm.cost llm.alerts llm.cache
 """
 
 

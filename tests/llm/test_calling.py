@@ -112,7 +112,7 @@ async def test_a_model_that_fails_again_and_again_is_left_alone_and_then_tried(
     ]
     assert len(server.seen) == 2
     (status,) = await mesh.ask("llm", ListModels())
-    assert (status.state, status.failed) == ("open", 3)
+    assert (status.state, status.failed) == ("open", 2)
     await eventually(lambda: _answered(ask, "Fine again"), 20, period=0.05)
     await ask()
     (status,) = await mesh.ask("llm", ListModels())
