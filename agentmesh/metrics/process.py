@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from agentmesh.metrics.family import Family
+from agentmesh.streams.figures import figures_of
 from agentmesh.transport import Transport
 from agentmesh.version import __version__
 
@@ -18,7 +19,13 @@ _STARTED = time.time()
 
 def process_families(transport: Transport) -> list[Family]:
     """Of the process and of the connection."""
-    return [*_process(), *_connection(transport), *_services(transport), *_breakers(transport)]
+    return [
+        *_process(),
+        *_connection(transport),
+        *_services(transport),
+        *_breakers(transport),
+        *_streams(transport),
+    ]
 
 
 def _process() -> list[Family]:
@@ -78,6 +85,19 @@ def _services(transport: Transport) -> list[Family]:
                 errors.add(endpoint.errors, **names)
                 seconds.add(endpoint.processing_time, **names)
     return [requests, errors, seconds] if requests.samples else []
+
+
+def _streams(transport: Transport) -> list[Family]:
+    figures = figures_of(transport)
+    names = "agentmesh_conversation"
+    return [
+        _one(f"{names}_chunks_stored_total", "counter", "Chunks stored by producers here.", figures.stored),
+        _one(f"{names}_chunks_read_total", "counter", "Chunks got by readers here.", figures.read),
+        _one(f"{names}_refused_total", "counter", "Runs here that were ended by somebody else.", figures.refused),
+        _one(f"{names}_producers", "gauge", "Runs that are in their block.", figures.producers),
+        _one(f"{names}_readers", "gauge", "Readers of streams.", len(figures.followers)),
+        _one(f"{names}_backlog_messages", "gauge", "Messages that readers have heard and not read.", figures.backlog),
+    ]
 
 
 def _one(name: str, kind: str, help: str, value: float) -> Family:

@@ -53,6 +53,11 @@ class Follower:
         self._missed = False
         self._finished = False
 
+    @property
+    def backlog(self) -> int:
+        """Messages that were heard and not taken yet."""
+        return len(self._heard)
+
     def finish(self) -> None:
         """Nothing more will be stored: end after what there is."""
         self._finished = True

@@ -12,6 +12,7 @@ from agentmesh.errors import StreamIdleError
 from agentmesh.ids import now
 from agentmesh.streams.care import Caretaker, Ending, Endings, Patience
 from agentmesh.streams.chunk import Chunk, parse_cursor
+from agentmesh.streams.figures import figures_of
 from agentmesh.streams.follow import Follower
 from agentmesh.streams.reading import Reading, find
 from agentmesh.subjects import Subjects
@@ -66,6 +67,7 @@ class Reader:
         self._caretaker = caretaker
         self._endings = endings
         self._patience = patience
+        self._figures = figures_of(transport)
         self._run: str | None = wish.run_id or None
         """The only run that is read; None: all, or none has been chosen yet."""
         self._wanted = self._passed = 0
@@ -84,6 +86,7 @@ class Reader:
             follower.finish()
         clock = asyncio.get_running_loop().time
         self._heard = clock()
+        self._figures.followers.add(follower)
         try:
             async with aclosing(follower.messages()) as messages:
                 async for stored in messages:
@@ -91,7 +94,9 @@ class Reader:
                         if await self._is_over(reading, follower, clock() - self._heard):
                             return
                         continue
-                    for chunk in reading.take(*stored):
+                    chunks = reading.take(*stored)
+                    self._figures.read += len(chunks)
+                    for chunk in chunks:
                         if not self._is_wanted(chunk):
                             continue
                         yield chunk
@@ -104,6 +109,7 @@ class Reader:
             if last is not None and self._is_wanted(last):
                 yield last
         finally:
+            self._figures.followers.discard(follower)
             if self._ending is not None:
                 self._ending.cancel()
 

@@ -29,6 +29,7 @@ from agentmesh.streams.chunk import (
     encode_chunks,
     encode_data,
 )
+from agentmesh.streams.figures import figures_of
 from agentmesh.streams.post import CANCEL, WAY, Post
 from agentmesh.streams.tail import Tail
 from agentmesh.subjects import Subjects, token
@@ -98,6 +99,7 @@ class Run:
         """The last chunk that is stored."""
         self._ensure = ensure
         self._post = post
+        self._figures = figures_of(transport)
         self._owner = self.run_id if own_task else owner
         self._interrupt = interrupt
         self._known = run_id is not None
@@ -275,6 +277,7 @@ class Run:
                 await self._tail.append(self._batch, f"{self._msg_prefix}{self._batch[0].index}", jump=not self._known)
                 for _ in self._batch:
                     self._buffer.popleft()
+                self._figures.stored += len(self._batch)
                 self.last, self._batch = self._batch[-1], []
         except PublishTimeoutError as error:
             self._doubt = error  # what is under way stays so: the next flush or send goes on with it
@@ -347,6 +350,7 @@ class Run:
         self._batch = []
         if not isinstance(error, RunEndedError):
             return
+        self._figures.refused += 1
         if isinstance(error, RunCancelledError):
             self.cancelled.set()
             for callback in self._callbacks:
@@ -361,13 +365,14 @@ class Run:
     # ------------------------------------------------------------ the block
     async def __aenter__(self) -> Self:
         self._post.join(self.conversation_id, self)
+        self._figures.producers += 1
         self._body = asyncio.current_task()
         if self.epoch > 1:
             try:
                 await self._take_over()
             except BaseException:
                 self._body = None
-                self._post.leave(self.conversation_id, self)
+                self._left()
                 raise
         return self
 
@@ -396,9 +401,13 @@ class Run:
             else:
                 await self._leave_failed(error)
         finally:
-            self._post.leave(self.conversation_id, self)
+            self._left()
             if self._looking is not None:
                 self._looking.cancel()
+
+    def _left(self) -> None:
+        self._post.leave(self.conversation_id, self)
+        self._figures.producers -= 1
 
     async def close(self) -> None:
         """Leave the block, for those who entered it by hand."""

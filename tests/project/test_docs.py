@@ -267,6 +267,18 @@ async def test_the_page_about_the_guides_runs(nats_server: EmbeddedBroker, monke
     assert names["ours"].mailbox("a") == "custom.agent.message.tenant_123.a"
 
 
+@pytest.mark.seed("D26", "D27")
+async def test_the_page_about_streams_runs(mesh: Mesh) -> None:
+    produced, plain = blocks(ROOT / "docs/streams.md", "python")
+    names: dict[str, Any] = {"mesh": mesh}
+
+    await run_block(produced, "streams.md", names)
+    await run_block(plain, "streams.md", names)
+
+    assert names["story"] == ["Once ", "upon ", "a ", "time.", ""]
+    assert names["told"] == ["Hello!", "aborted"]
+
+
 async def test_the_page_about_testing_runs(tmp_path: Path) -> None:
     (code,) = blocks(ROOT / "docs/testing.md", "python")
     agent = """

@@ -12,8 +12,9 @@ from agentmesh.broker import EmbeddedBroker
 from agentmesh.errors import RunEndedError, RunReplacedError
 from agentmesh.streams import Chunk, Patience
 from agentmesh.streams.care import GONE
-from tests.harness import eventually
+from tests.harness import Process, eventually
 from tests.harness.fixtures import SpawnProcess
+from tests.streams.answering import Answer as AnswerElsewhere
 
 SOON = 15.0
 
@@ -187,3 +188,28 @@ async def test_f6_what_a_frozen_producer_says_after_it_was_replaced_is_not_seen(
     restarted = next(number for number, chunk in enumerate(chunks) if chunk.type == "restarted")
     assert [chunk.content for chunk in chunks[restarted:]] == ["", "2.0", "2.1", ""]
     assert {chunk.epoch for chunk in chunks[:restarted]} == {1}
+
+
+@pytest.mark.slow
+async def test_f3_a_worker_killed_in_the_middle_is_followed_by_another_and_no_text_is_mixed(
+    mesh: Mesh, nats_server: EmbeddedBroker, chat: str, spawn_process: SpawnProcess
+) -> None:
+    async def start() -> Process:
+        process = await spawn_process("tests.streams.answering", nats_server.url, mesh.subjects.tenant)
+        await process.line_matching("ready")
+        return process
+
+    victim = await start()
+    reading = asyncio.create_task(types(mesh.streams.read(chat, one_run=True)))
+    job = await mesh.submit(AnswerElsewhere(conversation_id=chat), to="answerer")
+    await victim.line_matching("speaking 1")
+
+    victim.kill9()
+    await start()
+
+    assert await job.result(60) == "answered by attempt 2"
+    told = await asyncio.wait_for(reading, SOON)
+    restarted = told.index(("restarted", ""))
+    assert 10 < restarted < 100
+    assert told[:restarted] == [("text", f"1.{number} ") for number in range(restarted)]
+    assert told[restarted + 1 :] == [*(("text", f"2.{number} ") for number in range(100)), ("finish", "")]

@@ -10,6 +10,7 @@ import pytest
 
 from agentmesh import Mesh, connect
 from agentmesh.errors import InvalidMessageError, StreamGapError, StreamIdleError
+from agentmesh.metrics import metrics_of
 from agentmesh.streams import STREAM, Chunk
 from tests.harness import Server, eventually
 
@@ -292,6 +293,77 @@ async def test_the_state_of_conversations(mesh: Mesh, chat: str) -> None:
         assert [one.conversation_id for one in await mesh.streams.ls()] == [f"{chat}-2", chat]
         assert [one.conversation_id for one in await mesh.streams.ls(1)] == [f"{chat}-2"]
         await run.finish()
+
+
+@pytest.mark.seed("D1", "D26")
+async def test_a_phone_that_was_offline_goes_on_where_it_was(mesh: Mesh, chat: str) -> None:
+    text, cursor = "", ""
+    async with mesh.streams.run(chat) as run:
+        await run.send("Once upon ")
+        await run.flush()
+        reading = mesh.streams.read(chat)
+        chunk = await anext(reading)
+        text, cursor = text + chunk.content, chunk.cursor
+        await reading.aclose()  # gone: the train is in a tunnel
+        for number in range(500):
+            await run.send(f"{number} ")
+        await run.finish()
+    await say(mesh, chat, ["And then?"], role="user")
+    await say(mesh, chat, ["The end."])
+
+    async with connect(mesh.url, tenant=mesh.subjects.tenant) as again:
+        rest = await texts(again.streams.read(chat, cursor=cursor, to_end=True))
+
+    assert [text, *rest] == await texts(mesh.streams.read(chat, follow=False))
+    assert len(rest) == 505
+
+
+@pytest.mark.seed("D5", "D6")
+async def test_a_stream_of_100000_tokens_is_complete(mesh: Mesh, chat: str) -> None:
+    async def count() -> list[int]:
+        return [chunk.offset async for chunk in mesh.streams.read(chat, one_run=True)]
+
+    live = asyncio.create_task(count())
+    async with mesh.streams.run(chat) as run:
+        for _ in range(100_000):
+            await run.send("token ")
+        await run.finish()
+
+    async with asyncio.timeout(60):
+        assert await live == await count() == list(range(100_001))
+
+
+@pytest.mark.slow
+@pytest.mark.seed("D6", "D8")
+async def test_a_stream_of_100000_tokens_is_complete_with_one_in_each_message(mesh: Mesh, chat: str) -> None:
+    async with mesh.streams.run(chat) as run:
+        for _ in range(100_000):
+            await run.send("token ")
+            await run.flush()
+        await run.finish()
+
+    assert [chunk.offset async for chunk in mesh.streams.read(chat, follow=False)] == list(range(100_001))
+    for offset in (1, 49_999, 77_777, 100_000):
+        assert (await anext(mesh.streams.read(chat, from_offset=offset))).offset == offset
+
+
+@pytest.mark.seed("D27")
+async def test_what_a_process_does_with_streams_is_counted(mesh: Mesh, chat: str) -> None:
+    def figures() -> list[float]:
+        names = ("chunks_stored_total", "chunks_read_total", "producers", "readers", "backlog_messages")
+        found = {family.name: family.samples[0].value for family in metrics_of(mesh.transport).families()}
+        return [found[f"agentmesh_conversation_{name}"] for name in names]
+
+    async with mesh.streams.run(chat) as run:
+        await run.send("Hel")
+        await run.flush()
+        reading = mesh.streams.read(chat)
+        await anext(reading)
+        assert figures() == [1, 1, 1, 1, 0]
+        await run.finish()
+        await eventually(lambda: figures()[-1] == 1, SOON, what="it was heard")
+    await reading.aclose()
+    assert figures() == [2, 1, 0, 0, 0]
 
 
 @pytest.mark.seed("D1", "D3")

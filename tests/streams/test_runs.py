@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,10 @@ from agentmesh.errors import (
     RunCancelledError,
     RunEndedError,
     RunReplacedError,
+    SequenceConflictError,
 )
 from agentmesh.streams import STREAM, Chunk, Run
+from agentmesh.transport import Transport
 from tests.harness import eventually
 
 SOON = 10.0
@@ -259,3 +262,32 @@ async def test_a_cancel_gets_through_to_a_producer_at_full_speed(mesh: Mesh, cha
     chunks = await stored(mesh, chat)
     assert [chunk.type for chunk in chunks].index("cancelled") == len(chunks) - 1
     assert [chunk.offset for chunk in chunks] == list(range(len(chunks)))
+
+
+@pytest.mark.seed("D29")
+async def test_a_chunk_whose_confirmation_was_lost_is_stored_once_although_others_went_on(
+    mesh: Mesh, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_durable, lose = Transport.publish_durable, True
+
+    async def losing(self: Transport, subject: str, *arguments: Any, **options: Any) -> Any:
+        nonlocal lose
+        answer = await publish_durable(self, subject, *arguments, **options)
+        if lose:
+            lose = False
+            async with mesh.streams.run(chat) as other:
+                await other.finish("meanwhile")
+            raise SequenceConflictError(subject, 0, STREAM)  # what the repetition of the publish comes to
+        return answer
+
+    monkeypatch.setattr(Transport, "publish_durable", losing)
+    async with mesh.streams.run(chat, run_id="r") as run:
+        await run.send("once")
+        await run.flush()
+        assert run.last is not None
+        assert run.last.offset == 0
+        await run.finish()
+
+    assert [(chunk.offset, chunk.content) for chunk in await stored(mesh, chat)] == [
+        *((0, "once"), (1, "meanwhile"), (2, "")),
+    ]
