@@ -15,8 +15,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
-from importlib import import_module
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from agentmesh.limits import Limit
 from agentmesh.mailbox import Overflow
 from agentmesh.subjects import Subjects
 from agentmesh.supervisor import Exit, RestartPolicy
-from agentmesh.supervisor.child import LogFormat, announce, begin, configure_logging
+from agentmesh.supervisor.child import LogFormat, announce, begin, configure_logging, loop_factory
 from agentmesh.supervisor.control import Arguments, ControlService, argument
 from agentmesh.transport import Transport, TransportOptions
 
@@ -322,14 +321,6 @@ async def serve(spec: NodeSpec) -> int:
     finally:
         with contextlib.suppress(AgentMeshError):
             await transport.close()
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's event loop if it is installed."""
-    with contextlib.suppress(ImportError):
-        factory: Callable[[], asyncio.AbstractEventLoop] = import_module("uvloop").new_event_loop
-        return factory
-    return None
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ from agentmesh.errors import AgentMeshError
 from agentmesh.gateway.options import GatewayOptions
 from agentmesh.gateway.spec import GatewaySpec, decoded
 from agentmesh.lifeline import die_with_parent
-from agentmesh.supervisor.child import configure_logging
+from agentmesh.supervisor.child import configure_logging, loop_factory
 from agentmesh.transport import Transport, TransportOptions
 
 
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spec = _spec(arguments)
         configure_logging(spec.log_format, spec.log_level, spec.tenant)
         logging.getLogger("uvicorn").setLevel(logging.ERROR)  # what it warns of is answered, and counted
-        with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(serve(spec))
+        with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(serve(spec))
     except AgentMeshError as error:
         print(f"http gateway: {error}", file=sys.stderr)
         return 1

@@ -42,8 +42,8 @@ def check_head(scope: Scope) -> None:
     if size + len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
         raise refused(ErrorCode.INVALID_ARGUMENT, f"the headers are over {MAX_HEAD} bytes", status=431)
     names = [name for name, _ in scope["headers"]]
-    if b"transfer-encoding" in names and b"content-length" in names:
-        raise refused(ErrorCode.INVALID_ARGUMENT, "Content-Length and Transfer-Encoding exclude each other")
+    if b"transfer-encoding" in names and (b"content-length" in names or scope["http_version"] == "1.0"):
+        raise refused(ErrorCode.INVALID_ARGUMENT, "Transfer-Encoding excludes Content-Length, and HTTP/1.0")
 
 
 class Access:
@@ -69,7 +69,7 @@ class Access:
         if name not in self._hosts and not (self._gateway.options.loopback and is_loopback(name)):
             raise refused(ErrorCode.PERMISSION_DENIED, 'unknown Host; if it is yours: http.hosts = ["…"]', status=421)
 
-    def check_origin(self, scope: Scope, headers: Mapping[str, str]) -> None:
+    def check_origin(self, headers: Mapping[str, str]) -> None:
         """Without keys, being able to reach us is all it takes, and any page in a browser here is: so pages of others
         may not.
 
@@ -79,7 +79,7 @@ class Access:
         origin = headers.get("origin")
         if origin is None or not self._gateway.options.open or origin in self._origins:
             return
-        if origin != f"{scope['scheme']}://{headers.get('host', '')}":
+        if origin.partition("://")[2] != headers.get("host", ""):  # a proxy may have taken TLS off: no scheme
             raise refused(ErrorCode.PERMISSION_DENIED, "pages of other origins may not call; see http.cors")
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,6 +30,9 @@ TASK = "/api/v1/tasks/{task}"
 
 STATES = ("scheduled", "waiting", "running", "completed", "failed", "cancelled", "expired", "dead")
 MOST_LISTED = 500
+
+_WORDS = re.compile(r"\b(\w+(?:Error|Exception)): .*", re.DOTALL)
+"""The kind of an error and what it says, which may hold secrets of the handler that raised it."""
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -220,7 +224,10 @@ class _Api:
         task_id = await self._submitted(request, client, body)
         timeout = self._gateway.timeout(f"POST {AGENT}/execute", body.timeout)
         status = await while_connected(request, _waited(client, task_id, timeout))
-        return JsonResponse(_status(status)) if status.is_decided else _accepted(task_id)
+        return JsonResponse(self._status(status)) if status.is_decided else _accepted(task_id)
+
+    def _status(self, status: TaskStatus) -> dict[str, Any]:
+        return _fields(status, debug=self._gateway.options.debug)
 
     async def _submitted(self, request: Request, client: Client, body: TaskBody) -> str:
         task: Task[Any] = untyped(Task[Any], body.type, body.data)
@@ -243,7 +250,7 @@ class _Api:
         if state not in ("", *STATES):
             raise refused(ErrorCode.INVALID_ARGUMENT, f"state: expected one of {', '.join(STATES)}")
         limit = int(min(query_number(request, "limit", least=1) or 100, MOST_LISTED))
-        return JsonResponse({"tasks": [_status(one) for one in await client.tasks.ls(state, limit)]})
+        return JsonResponse({"tasks": [self._status(one) for one in await client.tasks.ls(state, limit)]})
 
     @operation(tags=["tasks"], query={"wait": "Seconds to wait for its decision."}, errors=[404])
     async def task(self, request: Request) -> Response:
@@ -251,7 +258,7 @@ class _Api:
         _, client = self._of(request)
         task_id = token("task id", request.path_params["task"])
         wait = self._gateway.timeout(f"GET {TASK}", query_number(request, "wait") or 0.0)
-        return JsonResponse(_status(await while_connected(request, _waited(client, task_id, wait))))
+        return JsonResponse(self._status(await while_connected(request, _waited(client, task_id, wait))))
 
     @operation(tags=["tasks"], errors=[404])
     async def cancel(self, request: Request) -> Response:
@@ -261,7 +268,7 @@ class _Api:
         await client.tasks.get(task_id)
         await client.tasks.cancel(task_id, by=f"http: {caller.name}")
         status = await client.tasks.get(task_id)
-        return JsonResponse({"cancelled": status.state == "cancelled", **_status(status)})
+        return JsonResponse({"cancelled": status.state == "cancelled", **self._status(status)})
 
     @operation(tags=["tasks"], body=SignalBody, errors=[404], example={"value": True})
     async def signal(self, request: Request) -> Response:
@@ -292,11 +299,13 @@ def _accepted(task_id: str) -> Response:
     return JsonResponse({"task_id": task_id, "url": where}, 202, {"Location": where})
 
 
-def _status(status: TaskStatus) -> dict[str, Any]:
+def _fields(status: TaskStatus, *, debug: bool) -> dict[str, Any]:
     """What is known; what is not is left out, but for the result of a completed task, which may be null."""
     fields = {name: value for name, value in vars(status).items() if value not in (None, "") or name == "state"}
     if status.state == "completed":
         fields["result"] = status.result
+    if status.reason and not debug:
+        fields["reason"] = _WORDS.sub(r"\1", status.reason)
     return fields
 
 

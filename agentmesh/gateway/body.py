@@ -40,6 +40,8 @@ class Body:
         self._size = 0
         self._ended_by = 0.0
         self._complete = False
+        names = {name for name, value in scope["headers"] if value != b"0"}
+        self._announced = next((name for name in (b"transfer-encoding", b"content-length") if name in names), b"")
 
     def check(self) -> None:
         """What its headers say about it.
@@ -82,7 +84,12 @@ class Body:
     @property
     def pending(self) -> bool:
         """Whether the client may still be writing."""
-        return not self._complete
+        return not self._complete and bool(self._announced)
+
+    @property
+    def endless(self) -> bool:
+        """Whether nobody knows how much of it there still is."""
+        return self.pending and self._announced == b"transfer-encoding"
 
     async def linger(self) -> None:
         """Read on for a moment, and forget it."""

@@ -25,7 +25,8 @@ CUSTOM = "x-custom-"
 class Body(BaseModel):
     """The body of a request: unknown fields are errors, so that a typo is noticed."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    # No `use_attribute_docstrings`: `docs.py` reads the sources for them, once somebody asks for the document.
+    model_config = ConfigDict(extra="forbid")
 
     tenant_id: str | None = None
     """May be repeated here; another one than the key's is refused."""

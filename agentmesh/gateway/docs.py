@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import inspect
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
@@ -179,6 +181,23 @@ def _responses(says: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
 def _reference(model: Any, schemas: dict[str, Any]) -> dict[str, Any]:
     """A reference to a model's schema, which is put among the components with those it refers to."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    for name, text in _docstrings(model).items():
+        schema.get("properties", {}).get(name, {}).setdefault("description", text)
     schemas.update(schema.pop("$defs", {}))
     schemas[model.__name__] = schema
     return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _docstrings(model: type[Any]) -> dict[str, str]:
+    """The string below each field in the sources of a model and of those it descends from."""
+    found: dict[str, str] = {}
+    for kind in model.__mro__:
+        if not kind.__module__.startswith("agentmesh."):
+            continue
+        body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(kind))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, below in itertools.pairwise(body.body):
+            text = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Constant):
+                found.setdefault(ast.unparse(field.target), " ".join(str(text.value).split()))
+    return found

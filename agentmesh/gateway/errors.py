@@ -12,7 +12,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from agentmesh import errors
-from agentmesh.errors import AgentMeshError, HttpError, NoSuchAgentError, RemoteError
+from agentmesh.errors import AgentMeshError, HttpError, ModelError, NoSuchAgentError, RemoteError
 
 
 class ErrorCode(StrEnum):
@@ -63,6 +63,7 @@ TABLE: dict[type[AgentMeshError], tuple[ErrorCode, float | None]] = {
     errors.PayloadTooLargeError: (_Code.INVALID_ARGUMENT, None),
     errors.StoreLimitError: (_Code.OUT_OF_RANGE, None),
     errors.PermissionDeniedError: (_Code.PERMISSION_DENIED, None),
+    errors.ToolNotAllowedError: (_Code.PERMISSION_DENIED, None),
     errors.NoSuchAgentError: (_Code.NOT_FOUND, None),
     errors.NoSuchTaskError: (_Code.NOT_FOUND, None),
     errors.NoSuchToolError: (_Code.NOT_FOUND, None),
@@ -73,6 +74,9 @@ TABLE: dict[type[AgentMeshError], tuple[ErrorCode, float | None]] = {
     errors.DuplicateScheduleError: (_Code.CONFLICT, None),
     errors.KeyInUseError: (_Code.ABORTED, 1.0),
     errors.TaskCancelledError: (_Code.ABORTED, None),
+    errors.RunCancelledError: (_Code.ABORTED, None),
+    errors.RunReplacedError: (_Code.CONFLICT, None),
+    errors.RunEndedError: (_Code.CONFLICT, None),
     errors.QuarantinedError: (_Code.FAILED_PRECONDITION, None),
     errors.MailboxFullError: (_Code.RESOURCE_EXHAUSTED, 1.0),
     errors.QueueFullError: (_Code.RESOURCE_EXHAUSTED, 1.0),
@@ -93,6 +97,7 @@ TABLE: dict[type[AgentMeshError], tuple[ErrorCode, float | None]] = {
     errors.DeadlineExceededError: (_Code.DEADLINE_EXCEEDED, None),
     errors.StreamIdleError: (_Code.DEADLINE_EXCEEDED, None),
     errors.TaskExpiredError: (_Code.DEADLINE_EXCEEDED, None),
+    errors.ToolTimeoutError: (_Code.DEADLINE_EXCEEDED, None),
 }
 """Code and `Retry-After` in seconds; an error that has a `retry_after` of its own says it itself."""
 
@@ -122,6 +127,8 @@ def explained(error: BaseException, *, debug: bool = False) -> HttpError:
         return HttpError(error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
     if isinstance(error, RemoteError):
         return _remote(error, debug)
+    if isinstance(error, ModelError) and error.code in ErrorCode.__members__:
+        return _model(error)
     if not isinstance(error, AgentMeshError):
         return refused(_Code.INTERNAL, "something went wrong here; the log has it under this request id")
     for kind in type(error).__mro__:
@@ -130,7 +137,11 @@ def explained(error: BaseException, *, debug: bool = False) -> HttpError:
             pause = getattr(error, "retry_after", pause)
             return refused(code, str(error), status=_STATUS_OF_TYPE.get(kind), retry_after=pause, **_details(error))
     pause = getattr(error, "retry_after", None)
-    return refused(_Code.INTERNAL if pause is None else _Code.UNAVAILABLE, str(error), retry_after=pause)
+    if pause is not None:
+        return refused(_Code.UNAVAILABLE, str(error), retry_after=pause, **_details(error))
+    name = type(error).__name__  # its words may be those of a handler, a tool or a step that failed
+    said = str(error) if debug else f"it failed with {name}; the log of its node says why"
+    return refused(_Code.INTERNAL, said, **_details(error))
 
 
 _OPENAI_TYPES = {
@@ -153,6 +164,13 @@ def openai_document(error: HttpError) -> dict[str, Any]:
             "code": error.details.get("openai_code") or str(error.code),
         }
     }
+
+
+def _model(error: ModelError) -> HttpError:
+    pause = error.retry_after if error.retry_after > 0 else None
+    refusal = refused(ErrorCode(error.code), error.message, retry_after=pause, **_details(error))
+    refusal.details |= error.details
+    return refusal
 
 
 def _remote(error: RemoteError, debug: bool) -> HttpError:

@@ -80,7 +80,7 @@ class Guard:
         if (allowed := access.preflight(scope, headers)) is not None:
             await answer.whole(204, allowed)
             return
-        access.check_origin(scope, headers)
+        access.check_origin(headers)
         public = is_public(scope["path"])
         call.caller = access.authenticate(headers)
         if call.caller is None and not public:
@@ -98,14 +98,15 @@ class Guard:
         if answer.status:
             # It has begun: all that is left is to break it off, so that nobody takes it for complete.
             log.error("request %s broke off: %s", call.request_id, error)
-            answer.broken = True
             return
         if call.rejected:
             self._gateway.metrics.rejected(error.code)
         document = openai_document(error) if call.path.startswith("/v1/") else _document(error, call)
         headers = {"content-type": "application/json", **{k.lower(): v for k, v in error.headers.items()}}
-        if body.pending and error.status in (400, 408, 413, 415, 431):
+        is_last = body.endless or error.status in (408, 413, 415, 431) or (error.status == 400 and call.rejected)
+        if is_last:  # who sends such things may not know where they end
             headers["connection"] = "close"
+        if is_last and body.pending:
             await answer.begin(error.status, headers, json.dumps(document, default=str).encode(), more=True)
             await body.linger()
             await answer.send({"type": "http.response.body", "body": b""})
@@ -130,7 +131,6 @@ class Answer:
     def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
         self.status = 0
         """0: it has not begun."""
-        self.broken = False
         self._send = send
         self._headers = {
             "x-content-type-options": "nosniff",

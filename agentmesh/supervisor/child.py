@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import signal
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from typing import Literal
 
 import msgspec
@@ -34,6 +38,14 @@ def begin() -> bytes:
     if die_with_parent(ORPHAN_GRACE):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     return sys.stdin.buffer.read()
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's event loop if it is installed."""
+    with contextlib.suppress(ImportError):
+        factory: Callable[[], asyncio.AbstractEventLoop] = import_module("uvloop").new_event_loop
+        return factory
+    return None
 
 
 def configure_logging(form: LogFormat, level: str, tenant: str = "") -> None:

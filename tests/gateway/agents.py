@@ -42,6 +42,10 @@ class Add(Task[int]):
     b: int
 
 
+class Break(Task[int], max_attempts=1):
+    """Fails in its handler."""
+
+
 class Wait(Task[str]):
     """Takes until it is cancelled."""
 
@@ -111,6 +115,10 @@ class Adder(Agent):
     async def add(self, task: Add) -> int:
         Adder.runs += 1
         return task.a + task.b
+
+    @handler
+    async def break_(self, task: Break) -> int:
+        raise ValueError(SECRET)
 
     @handler
     async def wait(self, task: Wait) -> str:

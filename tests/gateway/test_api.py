@@ -44,32 +44,25 @@ async def test_an_agent_is_asked_with_text_with_a_type_and_in_plain_words(gatewa
 
 
 @pytest.mark.usefixtures("greeter")
-@pytest.mark.parametrize(
-    ("body", "status", "says"),
-    [
-        ({"txt": "hi"}, 400, "txt"),
-        ({}, 400, "text"),
-        ({"text": "hi", "type": "Greet"}, 400, "text"),
-        ({"type": "Greet", "data": {}}, 400, "name"),
-        ({"type": "Nothing", "data": {}}, 400, "Nothing"),
-        ({"type": "a b", "data": {}}, 400, "message type"),
-        ({"text": "hi", "timeout": -1}, 400, "timeout"),
-        ([1], 400, "an array"),
-        ("hi", 400, "a string"),
-    ],
-)
-async def test_a_body_that_does_not_fit_is_refused_with_what_is_wrong(
-    gateway: Running, body: Any, status: int, says: str
-) -> None:
-    answer = await gateway.http.post(ASK, json=body)
+async def test_a_body_that_does_not_fit_is_refused_with_what_is_wrong(gateway: Running) -> None:
+    wrong: list[tuple[Any, str]] = [
+        ({"txt": "hi"}, "txt"),
+        ({}, "text"),
+        ({"text": "hi", "type": "Greet"}, "text"),
+        ({"type": "Greet", "data": {}}, "name"),
+        ({"type": "Nothing", "data": {}}, "Nothing"),
+        ({"type": "a b", "data": {}}, "message type"),
+        ({"text": "hi", "timeout": -1}, "timeout"),
+        ([1], "an array"),
+        ("hi", "a string"),
+    ]
+    for body, says in wrong:
+        answer = await gateway.http.post(ASK, json=body)
 
-    error = answer.json()["error"]
-    assert (answer.status_code, error["code"], error["request_id"]) == (
-        status,
-        "INVALID_ARGUMENT",
-        answer.headers["x-request-id"],
-    )
-    assert says in error["message"]
+        error = answer.json()["error"]
+        told = (answer.status_code, error["code"], error["request_id"])
+        assert told == (400, "INVALID_ARGUMENT", answer.headers["x-request-id"]), body
+        assert says in error["message"], body
 
 
 @pytest.mark.usefixtures("greeter")
@@ -160,6 +153,20 @@ async def test_a_task_is_submitted_waited_for_and_found_again(gateway: Running, 
     assert (done["state"], done["result"], done["task_id"]) == ("completed", 3, accepted.json()["task_id"])
     assert (executed.status_code, executed.json()["result"]) == (200, 7)
     assert {one["task_id"] for one in listed} == {done["task_id"], executed.json()["task_id"]}
+
+
+async def test_i9_of_a_task_that_failed_the_kind_of_error_is_told_and_not_its_words(
+    gateway: Running, start_gateway: StartGateway, spawn: Spawn
+) -> None:
+    await spawn(Adder)
+
+    failed = await gateway.http.post("/api/v1/agents/adder/execute", json={"type": "Break"})
+    debugging = (await start_gateway(debug=True)).http
+
+    assert failed.json()["state"] == "dead"
+    assert failed.json()["reason"].endswith("ValueError")
+    assert SECRET not in failed.text
+    assert SECRET in (await debugging.get(f"/api/v1/tasks/{failed.json()['task_id']}")).text
 
 
 async def test_a_task_is_cancelled_and_an_unknown_one_is_404(gateway: Running, spawn: Spawn) -> None:
