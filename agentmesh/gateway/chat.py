@@ -22,6 +22,7 @@ from agentmesh.errors import (
     NoSuchAgentError,
 )
 from agentmesh.gateway.body import read_object
+from agentmesh.gateway.describe import operation
 from agentmesh.gateway.errors import ErrorCode, refused
 
 if TYPE_CHECKING:
@@ -70,8 +71,19 @@ class Door:
         self._gateway = gateway
         self._watching: set[asyncio.Task[None]] = set()
 
+    @operation(
+        tags=["chats"],
+        body=Said,
+        status=202,
+        headers={"Idempotency-Key": "Said again with it, it is said once."},
+        errors=[404, 409],
+        example={"message": "hi"},
+    )
     async def chat(self, request: Request) -> Response:
-        """`POST /chat`."""
+        """Say something in a conversation; the answer comes into its stream.
+
+        `Location` is that stream from this message on. The answer goes on whether anybody reads it or not.
+        """
         caller = self._gateway.caller(request)
         said = await _said(request)
         client = self._gateway.client(caller.tenant)
@@ -92,8 +104,9 @@ class Door:
         document = {"conversation_id": place.conversation_id, "run_id": place.run_id, "offset": place.offset}
         return JSONResponse({**document, "stream": where}, 202, headers={"Location": where})
 
+    @operation(tags=["chats"], body=StopWish, example={"reason": "enough"})
     async def cancel(self, request: Request) -> Response:
-        """`POST /stream/{id}/cancel`."""
+        """Stop an answer: what there is of it stays."""
         client = self._gateway.client(self._gateway.caller(request).tenant)
         wish = _checked(StopWish, await read_object(request, empty={}))
         conversation = request.path_params["id"]

@@ -29,6 +29,7 @@ from agentmesh.chat import ChatMessage, ChatPart, chat_agents, talk
 from agentmesh.errors import AgentMeshError, DeadlineExceededError, HttpError, NoSuchAgentError
 from agentmesh.gateway.body import decode_json
 from agentmesh.gateway.chat import invalid
+from agentmesh.gateway.describe import operation
 from agentmesh.gateway.errors import ErrorCode, explained, openai_document, refused
 from agentmesh.gateway.sse import EventStream, wait_until_gone
 from agentmesh.ids import new_id
@@ -176,11 +177,15 @@ class Answer:
 def routes(gateway: Gateway) -> list[BaseRoute]:
     """The OpenAI API of this gateway."""
 
+    @operation(tags=["openai"])
     async def models(request: Request) -> Response:
+        """List the agents that can chat, as models."""
         client = gateway.client(gateway.caller(request).tenant)
         return JSONResponse({"object": "list", "data": [_model(info) for info in await chat_agents(client)]})
 
+    @operation(tags=["openai"], errors=[404])
     async def model(request: Request) -> Response:
+        """One model."""
         client = gateway.client(gateway.caller(request).tenant)
         name = request.path_params["model"]
         for info in await chat_agents(client):
@@ -188,7 +193,17 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
                 return JSONResponse({**_model(info), "id": name})
         raise _no_such_model(name)
 
+    @operation(
+        tags=["openai"],
+        body=Completion,
+        errors=[404, 504],
+        example={"model": "llm", "messages": [{"role": "user", "content": "hi"}]},
+    )
     async def complete(request: Request) -> Response:
+        """Have an agent answer, in the shape of the OpenAI API; its name is the model.
+
+        With `"stream": true` as server-sent events.
+        """
         caller = gateway.caller(request)
         wanted = _read(await request.body())
         messages = [_message(number, message) for number, message in enumerate(wanted.messages)]

@@ -26,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 
 from agentmesh.chat import settle
 from agentmesh.errors import AgentMeshError, HttpError
+from agentmesh.gateway.describe import operation
 from agentmesh.gateway.errors import ErrorCode, explained, refused
 from agentmesh.streams import Chunk
 from agentmesh.streams.chunk import parse_cursor
@@ -209,7 +210,17 @@ def event(data: bytes, *, id: str = "", name: str = "") -> bytes:
 def routes(gateway: Gateway) -> list[BaseRoute]:
     """`GET /stream/{id}`."""
 
+    @operation(
+        tags=["chats"],
+        media="text/event-stream",
+        query={"from_offset": "The number of the first chunk, from 0.", "run": "Only this run, and no longer."},
+        headers={"Last-Event-ID": "Go on behind the event with this id."},
+    )
     async def stream(request: Request) -> Response:
+        """Read a conversation as server-sent events: what is stored, then what comes.
+
+        One that does not exist yet is waited for.
+        """
         caller = gateway.caller(request)
         wanted = Wanted(request)
         if wanted.is_over:
