@@ -124,9 +124,18 @@ class Http:
 
     def __init__(self, port: int) -> None:
         self._port = port
+        self._used = 0.0
+        self._writer: asyncio.StreamWriter | None = None
 
-    async def open(self) -> None:
-        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+    async def _open(self) -> asyncio.StreamWriter:
+        """The connection; another one when it has lain idle, for then the server closes it."""
+        if self._writer is not None and time.monotonic() - self._used > 3.0:
+            self._writer.close()
+            self._writer = None
+        if self._writer is None:
+            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._used = time.monotonic()
+        return self._writer
 
     async def post(self, path: str, document: Any) -> Any:
         body = json.dumps(document).encode()
@@ -134,7 +143,8 @@ class Http:
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
-        self._writer.write(head.encode() + body)
+        writer = await self._open()
+        writer.write(head.encode() + body)
         head_of_answer = await self._reader.readuntil(b"\r\n\r\n")
         status, _, fields = head_of_answer.decode("latin-1").partition("\r\n")
         length = next(
@@ -161,8 +171,6 @@ class Caller:
         await self._raw.start()
         ports = json.loads((await self._nc.request("bench.http", b"", timeout=30)).data)
         self._http, self._plain = Http(ports["mesh"]), Http(ports["raw"])
-        await self._http.open()
-        await self._plain.open()
 
     def n(self, full: int) -> int:
         return max(20, int(full * self._scale))

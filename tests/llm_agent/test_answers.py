@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentmesh import Agent, Mesh, Prompt, handler
-from agentmesh.agents.llm import LLMAgent, LLMPart, LLMRequest, LLMResponse
+from agentmesh.agents.llm import LLMAgent, LLMGateway, LLMPart, LLMRequest, LLMResponse
 from agentmesh.chat import Chat, ChatMessage, ChatPart
 from agentmesh.errors import BudgetExceededError, DefinitionError, InvalidMessageError, NoSuchAgentError
 from agentmesh.tooling import tool
@@ -175,8 +175,17 @@ async def test_an_answer_ends_when_a_budget_is_used_up_and_says_which(
 async def test_a_reply_may_be_no_longer_than_the_tokens_that_are_left(mesh: Mesh, spawn: Spawn, puppet: Puppet) -> None:
     await spawn(LLMAgent, name="frugal", tools=["add"], max_tokens=100, params={"temperature": 0.5})
     await parts_of(mesh, "frugal", chat(script({"call": [call("add", a=1, b=1)]}, {"say": "ok"}), max_tokens=90, n=1))
-    assert [asked.params.max_tokens for asked in puppet.calls] == [90, 85]
+    await parts_of(mesh, "frugal", chat("hi", max_completion_tokens=7, temperature=None))
+    assert [asked.params.max_tokens for asked in puppet.calls] == [90, 85, 7]
     assert puppet.calls[0].params.temperature == 0.5
+
+
+async def test_what_a_model_costs_is_counted_by_its_price(mesh: Mesh, spawn: Spawn) -> None:
+    price = {"backend": "offline", "price": {"prompt": 1e6, "completion": 0.0}}  # a dollar a token
+    await spawn(LLMGateway, models={"default": price})
+    await spawn(LLMAgent, name="rich")
+    parts = await parts_of(mesh, "rich", chat("Say hello"))
+    assert parts[-1].data["cost"] == parts[-2].data["prompt_tokens"] > 0
 
 
 async def test_an_answer_ends_when_its_time_is_up(mesh: Mesh, spawn: Spawn, puppet: Puppet) -> None:
@@ -202,8 +211,18 @@ async def test_what_was_remembered_in_a_conversation_is_recalled_in_it_and_in_no
     for _ in range(2):
         assert text_of(await parts_of(mesh, "friend", chat(remember, "chat-1"))) == "noted "
     assert "Ada likes tea" in text_of(await parts_of(mesh, "friend", chat(recall, "chat-1")))
-    assert "Ada" not in text_of(await parts_of(mesh, "friend", chat(recall, "chat-2")))
-    assert len((await mesh.memory("friend").list()).records) == 1, "a fact told twice is there once"
+    for other in ("chat-2", "chat", "chat-1/x", ""):
+        assert "Ada" not in text_of(await parts_of(mesh, "friend", chat(recall, other)))
+    within = chat(script({"call": [call("remember", fact="Eve likes cake")]}, {"say": "noted"}), "chat-1/x")
+    await parts_of(mesh, "friend", within)
+    assert "Eve" not in text_of(
+        await parts_of(
+            mesh, "friend", chat(script({"call": [call("recall", query="cake")]}, {"say": "$results"}), "chat-1")
+        )
+    )
+    assert len((await mesh.memory("friend").list("facts/chat-1/", tags=["chat-1"])).records) == 1, (
+        "told twice, kept once"
+    )
     names = {entry["function"]["name"] for entry in puppet.calls[0].tools or ()}
     assert names == {"remember", "recall"}
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, ClassVar
 
 from agentmesh.agent import Agent, handler
@@ -32,7 +33,7 @@ class LLMAgent(Agent):
     is a step of it, so an answer goes on where it was when its process dies, and can wait for a person.
     """
 
-    concurrency: ClassVar[int] = 16
+    concurrency: ClassVar[int] = 64
 
     system_prompt: str = ""
     """What the model is told about its work. Nothing else is ever put into it: what tools return is data."""
@@ -127,23 +128,26 @@ class LLMAgent(Agent):
             BudgetExceededError: The answer would take more than it may.
         """
         messages = [ChatMessage(role="user", content=prompt.text)]
-        async for part in self._parts(messages, self._wishes, ""):
-            if part.type == "text":
-                yield part.content
-            elif part.type == "finish" and part.data.get("budget"):
-                raise BudgetExceededError(part.data["budget"], self._limit(part.data["budget"]), self.name)
+        async with aclosing(self._parts(messages, self._wishes, "")) as parts:
+            async for part in parts:
+                if part.type == "text":
+                    yield part.content
+                elif part.type == "finish" and part.data.get("budget"):
+                    raise BudgetExceededError(part.data["budget"], self._limit(part.data["budget"]), self.name)
 
     @handler
     async def on_chat(self, chat: Chat) -> AsyncIterator[ChatPart]:
         """A conversation that the caller keeps."""
-        async for part in self._parts(chat.messages, self._wishes.over(chat.params, chat.model), chat.conversation_id):
-            yield part
+        wishes = self._wishes.over(chat.params, chat.model)
+        async with aclosing(self._parts(chat.messages, wishes, chat.conversation_id)) as parts:
+            async for part in parts:
+                yield part
 
     @handler
     async def on_turn(self, turn: Turn, ctx: TaskContext) -> str:
         """A conversation that is stored: the answer is written into it, and survives what happens to this process."""
         try:
-            wishes = self._wishes.over(turn.params, str(turn.params.get("model", "")))
+            wishes = self._wishes.over(turn.params, turn.agent.partition("/")[2])
         except InvalidMessageError as error:
             raise Reject(str(error)) from error
         spending = Spending(self._limits, self.name)
@@ -158,7 +162,7 @@ class LLMAgent(Agent):
 
     async def _parts(
         self, messages: Sequence[ChatMessage], wishes: Wishes, conversation: str
-    ) -> AsyncIterator[ChatPart]:
+    ) -> AsyncGenerator[ChatPart, None]:
         """An answer, part by part. It ends with whoever reads it."""
         if not any(message.role == "user" for message in messages):
             raise InvalidMessageError("the conversation has no user message that could be answered")

@@ -40,7 +40,9 @@ class Wishes:
         Raises:
             InvalidMessageError: A parameter has no such value.
         """
-        known = {name: value for name, value in given.items() if name in GenerationParameters.model_fields}
+        known = {name: given[name] for name in GenerationParameters.model_fields if given.get(name) is not None}
+        if given.get("max_completion_tokens") is not None:
+            known.setdefault("max_tokens", given["max_completion_tokens"])
         if isinstance(known.get("stop"), str):
             known["stop"] = [known["stop"]]
         try:

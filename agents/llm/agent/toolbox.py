@@ -99,10 +99,10 @@ class Toolbox:
             if self._is_memory(call.name, conversation):
                 content = await self._use_memory(call.name, arguments, conversation)
             else:
-                info = (await self._look()).get(call.name)
-                keeps = info is not None and (info.effect or info.once)
                 content = _text(
-                    await self._tools.invoke(call.name, arguments, timeout=timeout, key=key if keeps else None)
+                    await self._tools.invoke(
+                        call.name, arguments, timeout=timeout, key=key and await self._keyed(call.name, key)
+                    )
                 )
         except (BudgetExceededError, AttemptReplacedError, ToolBusyError, BrokerError):
             raise
@@ -112,6 +112,11 @@ class Toolbox:
                 type(error).__name__, str(error), "refused" if refused else "error", time.monotonic() - began
             )
         return ToolOutcome(content=_cut(content), seconds=time.monotonic() - began)
+
+    async def _keyed(self, name: str, key: str) -> str | None:
+        """The key, unless the tool is known to have no effect: then it may as well run again."""
+        info = (await self._look()).get(name) if permits(self._patterns, name) else None
+        return None if info is not None and not (info.effect or info.once) else key
 
     async def _look(self) -> dict[str, ToolInfo]:
         """What is served, as of some seconds ago."""
@@ -146,7 +151,8 @@ class Toolbox:
         assert self._memory is not None
         records = await self._memory.search(query, limit=_FACTS, kind="semantic", tags=[conversation])
         if not records:
-            records = (await self._memory.list(f"facts/{conversation}/", limit=_FACTS)).records
+            found = await self._memory.list(f"facts/{conversation}/", limit=_FACTS, tags=[conversation])
+            records = found.records
         return json.dumps({"facts": [record.value for record in records]}, ensure_ascii=False)
 
 
