@@ -106,6 +106,8 @@ class Client:
         self.tools = ToolClient(transport, subjects, identity)
         self.on_undelivered: Callable[[Undelivered], None] | None = None
         """Called for each told event that was refused or had no receiver, if the broker or the mailbox said so."""
+        self.held: Callable[[], AgentMeshError | None] = lambda: None
+        """Of an agent: why it takes nothing new at present, for whatever brings it requests beside its mailbox."""
         self.on_terminated: Callable[[Terminated], None] | None = None
         """Set for an agent: what it watches goes to its mailbox."""
         self._watches: dict[str, Watch] = {}

@@ -35,6 +35,7 @@ from agentmesh.client import Client
 from agentmesh.context import enter
 from agentmesh.errors import (
     AgentMeshError,
+    AgentPausedError,
     AgentStoppedError,
     AskerGoneError,
     Finish,
@@ -113,6 +114,7 @@ class AgentCell:
         self.mailbox: Mailbox[Letter] = Mailbox(size, overflow)
         self.client = client.bound(self.name)
         self.client.on_terminated = self._on_terminated
+        self.client.held = self._held
         self.state = "starting"
         self.problem = ""
         self.started_at = now()
@@ -343,6 +345,11 @@ class AgentCell:
             if letter.envelope.confirm:
                 self._answers.confirm(letter)
             self._wake()
+
+    def _held(self) -> AgentMeshError | None:
+        """Why nothing new is taken at present."""
+        pause = self.barrier.pause if self.barrier is not None else None
+        return None if pause is None else AgentPausedError(self.name, pause.reason)
 
     def _on_terminated(self, gone: Terminated) -> None:
         """An agent that this one watches has ended. Neither a pause nor a full mailbox keeps the news out."""

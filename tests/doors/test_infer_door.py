@@ -16,10 +16,14 @@ from nats.errors import NoRespondersError
 
 from agentmesh import AgentRef, Mesh, connect, proto
 from agentmesh.agents.llm import LLMGateway
+from agentmesh.agents.llm.client import LLMClient
 from agentmesh.agents.llm.doors import Doors
 from agentmesh.broker import EmbeddedBroker
+from agentmesh.chaos import Server
+from agentmesh.errors import NoRespondersError as NobodyError
 from agentmesh.ids import new_id
 from agentmesh.subjects import Subjects
+from agentmesh.transport import TransportOptions
 from tests.doors.conftest import Model, OpenHouse
 from tests.doors.ways import InferWay, Told, all_pieces, jsons, msgpacks, protobufs
 
@@ -278,3 +282,39 @@ async def test_the_door_without_a_tenant_is_served_by_the_default_tenant_alone(m
     assert SUBJECT not in subjects_of("acme")
     assert SUBJECT in subjects_of("acme", shared=True)
     assert "svc.ai.llm.v1.infer.acme" in subjects_of("acme")
+
+
+@pytest.mark.seed("A11")
+async def test_a_paused_gateway_refuses_requests_and_keeps_jobs(mesh: Mesh, model: Model, nc: NatsClient) -> None:
+    await mesh.pause("llm", reason="maintenance")
+    told = await InferWay(nc, jsons).ask("say a")
+    job = {"request_id": "later", "prompt": "say a", "mode": "job"}
+    accepted = await nc.request(f"ai.gateway.requests.{mesh.subjects.tenant}", json.dumps(job).encode(), timeout=20)
+    assert not model.calls
+
+    await mesh.resume("llm")
+
+    assert (told.code, "maintenance" in told.message) == ("UNAVAILABLE", True)
+    assert json.loads(accepted.data)["status"] == "accepted"
+    assert (await mesh.job("later").result(timeout=20))["text"] == "a"
+    assert (await InferWay(nc, jsons).ask("say b")).text == "b"
+
+
+FORBIDDING = """
+authorization { users: [
+  { user: agent, password: a, permissions: { subscribe: { allow: ">", deny: ["svc.>", "svc.> q.ai.llm.infer"] } } }
+] }
+"""
+
+
+async def test_a_door_that_the_broker_forbids_stays_closed_and_the_others_open() -> None:
+    async with Server(extra_config=FORBIDDING) as server:
+        options = TransportOptions(user="agent", password="a")
+        async with connect(server.url, transport=options, own_thread=False) as mesh:
+            await mesh.spawn(LLMGateway, {"default": Model()})
+
+            answer = await LLMClient(mesh).generate("say a")
+            with pytest.raises(NobodyError):
+                await LLMClient(mesh).infer(proto.inference_request("say a"))
+
+    assert answer.text == "a"

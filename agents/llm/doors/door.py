@@ -116,6 +116,8 @@ class Door:
         self._capacity = capacity
         self._visits: set[Visit] = set()
         self._subscription: Subscription | None = None
+        self.held: Callable[[], AgentMeshError | None] = lambda: None
+        """Why requests are refused at present; jobs wait instead."""
         self.on_answer: Callable[[Inquiry, LLMResponse], None] = lambda inquiry, response: None
         """Told of every whole answer to a request that was understood; must not block."""
 
@@ -216,6 +218,8 @@ class Door:
             job_id = await self._accept(inquiry, lambda response: visit.dialect.whole(visit.meta, response, inquiry))
             if message.reply:
                 await self._reply(visit, visit.dialect.accepted(visit.meta, job_id))
+        elif (why := self.held()) is not None:
+            raise why
         elif not message.reply:
             log.warning("a request on %s has no reply subject: nobody would get the answer", self.endpoint.subject)
         elif inquiry.stream:

@@ -18,7 +18,7 @@ from agentmesh.agents.llm.doors.inquiry import Inquiry, explained, failure
 from agentmesh.agents.llm.messages import Generate, LLMRequest, LLMResponse
 from agentmesh.chunked import CANCEL_CONTROL, CONTENT_TYPE
 from agentmesh.config import DoorSettings
-from agentmesh.errors import AgentMeshError, BrokerError, TaskError
+from agentmesh.errors import AgentMeshError, BrokerError, PermissionDeniedError, TaskError
 from agentmesh.ids import now
 from agentmesh.subjects import Subjects, token
 from agentmesh.transport import Endpoint, Message, Service, Subscription
@@ -52,6 +52,8 @@ class Doors:
         subjects = client.subjects
         self._doors = [self._infer(desk, subject) for subject in self._infer_subjects(subjects)]
         self._doors.append(self._requests(desk, subjects))
+        for door in self._doors:
+            door.held = client.held
         self._subscriptions: list[Subscription] = []
         self._service: Service | None = None
         self._chores: set[asyncio.Task[None]] = set()
@@ -89,8 +91,12 @@ class Doors:
                     subjects.gateway_responses(), self._on_response_asked, queue=subjects.gateway_group()
                 )
             )
-        for door in self._doors:
-            await door.open()
+        for door in list(self._doors):
+            try:
+                await door.open()
+            except PermissionDeniedError as error:  # this user is not for those clients
+                log.warning("%s: %s; that door stays closed", self._client.identity, error)
+                self._doors.remove(door)
         self._service = transport.services.add(
             Service(
                 name=f"{self._client.identity}-doors",

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from agentmesh.agents.llm.messages import ErrorCode, LLMError, LLMRequest, LLMResponse
 from agentmesh.errors import (
     AgentMeshError,
+    AgentPausedError,
     IdempotencyConflictError,
     InvalidMessageError,
     InvalidNameError,
@@ -91,6 +92,7 @@ _CODES: tuple[tuple[type[AgentMeshError], ErrorCode], ...] = (
     (IdempotencyConflictError, ErrorCode.CONFLICT),
     (QueueFullError, ErrorCode.RESOURCE_EXHAUSTED),
     (TaskError, ErrorCode.ABORTED),
+    (AgentPausedError, ErrorCode.UNAVAILABLE),
     (MissingExtraError, ErrorCode.UNIMPLEMENTED),
 )
 
