@@ -26,6 +26,7 @@ class Prompt(msgspec.Struct, omit_defaults=True):
 
     op: str = ""
     run_id: str = ""
+    """Whom it is for; of `way`, who asks all others."""
     epoch: int = 0
 
 
@@ -68,7 +69,7 @@ class Post:
             self._runs.pop(conversation_id, None)
 
     async def send(self, conversation_id: str, op: str, run_id: str = "", epoch: int = 0) -> None:
-        """Prompt whoever it concerns: all runs of the conversation, without a `run_id`."""
+        """Prompt that run, or all of the conversation; for `way`, all but that one."""
         try:
             await self._transport.publish(
                 self._subjects.stream_control(conversation_id), _encode(Prompt(op, run_id, epoch))
@@ -111,11 +112,15 @@ class Post:
         except msgspec.MsgspecError:
             return
         for run in tuple(runs):
-            if prompt.run_id in ("", run.run_id):
-                if prompt.op != ALIVE:
-                    run.prompted(prompt.op)
-                elif prompt.epoch <= run.epoch and message.reply:
-                    self._begin(self._answer(message.reply))
+            if prompt.op == WAY:
+                if prompt.run_id != run.run_id:
+                    run.prompted(WAY)
+            elif prompt.run_id not in ("", run.run_id):
+                continue
+            elif prompt.op != ALIVE:
+                run.prompted(prompt.op)
+            elif prompt.epoch <= run.epoch and message.reply:
+                self._begin(self._answer(message.reply))
 
     async def _answer(self, reply: str) -> None:
         try:

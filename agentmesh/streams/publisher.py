@@ -45,6 +45,8 @@ class AsyncPublisher:
         Raises:
             BrokerUnavailableError: There is no broker.
         """
+        if self._streams is not None:
+            return
         async with self._connecting:
             if self._streams is None:
                 transport, self._streams, _ = await self.config.connect()
@@ -120,13 +122,13 @@ class AsyncPublisher:
     async def _run(self, chunk: Chunk) -> Run:
         """The open run that the chunk belongs to."""
         key = (chunk.conversation_id, chunk.run_id)
+        await self.connect()
         run = self._runs.get(key)
         if run is None:
-            run = await self._opened(
+            run = self._runs[key] = self.run(
                 chunk.conversation_id, run_id=chunk.run_id or None, epoch=chunk.epoch, interrupt=False
             )
             await run.__aenter__()
-            self._runs[key] = run
         return run
 
     async def _forget(self, run: Run) -> None:

@@ -143,7 +143,7 @@ class Reader:
 
     async def _is_over(self, reading: Reading, follower: Follower, silence: float) -> bool:
         """Everything that is stored has been read: see whether that is all, and whether anybody is there."""
-        if self._wish.to_end and reading.ended and not reading.open:
+        if self._wish.to_end and reading.at_rest:
             return True
         if self._wish.idle_timeout is not None and silence >= self._wish.idle_timeout:
             raise StreamIdleError(f"stream {self._id!r}", self._wish.idle_timeout)

@@ -127,6 +127,13 @@ class Reading:
             self.open[chunk.run_id].note(chunk)
         else:
             self.open[chunk.run_id] = OpenRun(chunk)
+            self.ended.discard(chunk.run_id)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether runs have ended and none is open. What other programs write says no run, and has no end if a run of
+        ours ended behind it."""
+        return bool(self.ended) and not any(self.open)
 
     def _of_task(self, chunks: list[Chunk]) -> list[Chunk]:
         """Events of a task: what an attempt says that was replaced is left out."""

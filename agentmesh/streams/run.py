@@ -341,8 +341,7 @@ class Run:
             await asyncio.sleep(left)
 
     async def _ask_for_way(self) -> None:
-        await self._post.send(self.conversation_id, WAY)
-        self._way_until = 0.0  # not from ourselves
+        await self._post.send(self.conversation_id, WAY, self.run_id)
 
     def _stop(self, error: Exception) -> None:
         self._problem = error

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from agentmesh.errors import RunEndedError
 from agentmesh.ids import now
@@ -22,6 +22,8 @@ from agentmesh.streams.run import Run
 from agentmesh.streams.tail import Tail
 from agentmesh.subjects import Subjects, token
 from agentmesh.transport import StoredMessage, Transport
+
+T = TypeVar("T")
 
 _RECENT = 2_000
 """Chunks at the end of a conversation among which open runs are looked for."""
@@ -290,14 +292,18 @@ class Streams:
         looked at to say which are open."""
         await self._ensure()
         counts = await self._transport.subjects_of(STREAM, self._subjects.all_streams())
-        names = [subject.rpartition(".")[2] for subject in counts]
-        found: list[StreamState] = []
-        for first in range(0, len(names), _AT_ONCE):
-            batch = names[first : first + _AT_ONCE]
-            states = [self._state(name, counts[self._subjects.stream(name)]) for name in batch]
-            found += [state for state in await asyncio.gather(*states) if state is not None]
-        found.sort(key=lambda state: state.last_at, reverse=True)
-        return found[:limit]
+        latest = await self._each(list(counts), lambda subject: self._transport.last_message(STREAM, subject))
+        found = sorted((last for last in latest if last is not None), key=lambda last: last.sequence, reverse=True)
+        subjects = [last.subject for last in found[:limit]]
+        states = await self._each(subjects, lambda subject: self._state(_id_of(subject), counts[subject]))
+        return [state for state in states if state is not None]
+
+    async def _each(self, subjects: list[str], ask: Callable[[str], Coroutine[Any, Any, T]]) -> list[T]:
+        """The answers, in the same order."""
+        answers: list[T] = []
+        for first in range(0, len(subjects), _AT_ONCE):
+            answers += await asyncio.gather(*map(ask, subjects[first : first + _AT_ONCE]))
+        return answers
 
     async def _state(self, conversation_id: str, messages: int, *, look: bool = False) -> StreamState | None:
         subject = self._subjects.stream(conversation_id)
@@ -382,6 +388,10 @@ class Streams:
                 yield event
                 if until is not None and until(event):
                     return
+
+
+def _id_of(subject: str) -> str:
+    return subject.rpartition(".")[2]
 
 
 def _ends(first: StoredMessage, last: StoredMessage) -> tuple[Chunk | None, Chunk | None]:

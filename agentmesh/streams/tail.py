@@ -83,12 +83,15 @@ class Tail:
                     bulk=self._bulk,
                 )
             except SequenceConflictError:
+                known = self.sequence
                 mine = await self.catch_up(msg_id, jump=jump and self.sequence == 0)
                 if mine is not None:
                     _renumber(chunks, mine)
                     return  # it was stored, only its confirmation got lost
                 conflicts += 1
-                if conflicts >= _CROWDED and self.crowded is not None:
+                if self.sequence <= known and conflicts > 1:
+                    await asyncio.sleep(_BEHIND)  # what we are shown is older than what the broker compares with
+                elif conflicts >= _CROWDED and self.crowded is not None:
                     await self.crowded()
                 continue
             if ack.duplicate:

@@ -279,6 +279,20 @@ async def test_what_other_programs_write_is_read_and_counted(mesh: Mesh, chat: s
         assert [one.offset async for one in rest] == list(range(chunk.offset + 1, 6))
 
 
+async def test_reading_to_the_end_is_not_held_up_by_what_other_programs_left_open(mesh: Mesh, chat: str) -> None:
+    subject = mesh.subjects.stream(chat)
+    await mesh.transport.publish_durable(subject, b'{"content":"x"}')
+    reading = asyncio.create_task(texts(mesh.streams.read(chat, to_end=True)))
+    await mesh.transport.publish_durable(subject, b'{"content":"","type":"finish"}')
+    assert await asyncio.wait_for(reading, SOON) == ["x", ""]
+
+    await mesh.transport.publish_durable(subject, b'{"content":"left open"}')
+    await say(mesh, chat, ["Hello"])
+
+    async with asyncio.timeout(SOON):
+        assert await texts(mesh.streams.read(chat, to_end=True)) == ["x", "", "left open", "Hello", ""]
+
+
 async def test_the_state_of_conversations(mesh: Mesh, chat: str) -> None:
     assert await mesh.streams.state(chat) is None
     await say(mesh, chat, numbers(5))
