@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -147,13 +148,19 @@ class Reader:
             return True
         if self._wish.idle_timeout is not None and silence >= self._wish.idle_timeout:
             raise StreamIdleError(f"stream {self._id!r}", self._wish.idle_timeout)
-        if silence - self._looked >= self._patience.silence and self._ending is None:
+        if self._ending is None and silence - self._looked >= self._pause(reading):
             self._looked = silence
             if reading.begun or self._passed:
                 self._caretaker.look(self._id, self._patience)
             elif self._endings is not None and await self._endings.now(self._id) is not None:
                 self._await_end(follower)  # it is the id of a task that tells nothing
         return False
+
+    def _pause(self, reading: Reading) -> float:
+        """Seconds of silence until somebody looks why: longer and longer if we know of nothing that is to come."""
+        if any(reading.open):
+            return self._patience.silence
+        return math.inf if reading.begun else max(self._patience.silence, self._looked)
 
     def _await_end(self, follower: Follower) -> None:
         """What is read may be what a task tells: that ends when the task is decided."""
