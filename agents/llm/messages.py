@@ -188,12 +188,12 @@ class _Generation(BaseModel):
     """What `LLMRequest` and `Generate` share."""
 
     request_id: str = Field(default_factory=new_id)
-    meta: Meta = Meta()
+    meta: Meta = Field(default_factory=Meta)
     model: str = ""
     """A route or a configured model; empty for the usual one."""
     prompt: str | None = None
     messages: list[ChatMessage] | None = None
-    params: GenerationParameters = GenerationParameters()
+    params: GenerationParameters = Field(default_factory=GenerationParameters)
     tools: list[dict[str, Any]] | None = None
     """As in the OpenAI chat API."""
     tool_choice: str | dict[str, Any] | None = None
