@@ -143,6 +143,32 @@ async def test_the_page_about_llm_agents_runs(mesh: Mesh, spawn: Spawn) -> None:
     assert names["part"].type == "finish"
 
 
+async def test_the_page_about_language_models_runs(mesh: Mesh, spawn: Spawn) -> None:
+    from agentmesh.agents.llm import LLMGateway
+    from agentmesh.config import ModelSettings
+
+    used, voided, looked, backend = blocks(ROOT / "docs/llm.md", "python")
+    printed: list[str] = []
+    names: dict[str, Any] = {
+        "__name__": "__main__",
+        "print": lambda *words, **_: printed.append(" ".join(map(str, words))),
+    }
+    await run_block(backend, "llm.md", names)
+    shouting = names["Shouting"]("default", ModelSettings(options={"mark": "?"}))
+    await spawn(LLMGateway, {"default": shouting, "small": {}})
+
+    await run_block(used, "llm.md", names)
+    await names["use"](mesh)
+    await run_block(voided, "llm.md", names)
+    assert [part async for part in mesh.stream("llm", names["request"].model_copy(update={"model": "small"}))]
+    await names["void"](mesh)
+    await run_block(looked, "llm.md", names)
+    await names["look"](mesh)
+
+    assert printed[:2] == ["TELL ME ABOUT NATS?"] * 2
+    assert any("small" in line for line in printed[2:])
+
+
 async def test_the_page_about_call_trees_runs(mesh: Mesh, spawn: Spawn) -> None:
     declared, sent = blocks(ROOT / "docs/call-tree.md", "python")
     names: dict[str, Any] = {"__name__": "__main__", "mesh": mesh}
@@ -310,7 +336,8 @@ class Greeter(Agent):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
-def test_every_settings_block_is_accepted(page: Path, tmp_path: Path) -> None:
+def test_every_settings_block_is_accepted(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
     for code in blocks(page, "toml"):
         file = tmp_path / "mesh.toml"
         file.write_text(code)
