@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from agentmesh import config, ports, registry, runfile
@@ -69,9 +68,10 @@ class LocalServices:
             self._temporary.cleanup()
 
 
-@asynccontextmanager
-async def broker_here(port: int = 4222) -> AsyncIterator[str]:
+class broker_here:  # read like a function: `with broker_here() as url`
     """The address of a broker, for a program that others will look for: one that is there, or else one on `port`.
+
+        with broker_here() as url: ...          # or `async with`
 
     It is there if `$NATS_URL`, an `agentmesh up` of this folder or somebody on that port says so. One of our own is
     stopped when the block ends, and what it kept is forgotten.
@@ -79,17 +79,46 @@ async def broker_here(port: int = 4222) -> AsyncIterator[str]:
     Raises:
         BrokerStartError: It could not be started.
     """
-    address = runfile.broker_address()
-    known = config.broker_url() is not None or runfile.find() is not None
-    if known or not ports.is_free("127.0.0.1", port):
-        yield address if known else f"nats://127.0.0.1:{port}"
-        return
-    broker = EmbeddedBroker(BrokerOptions(port=port))
-    await broker.start()
-    try:
-        yield broker.url
-    finally:
-        await broker.stop()
+
+    def __init__(self, port: int = 4222) -> None:
+        self._port = port
+        self._broker: EmbeddedBroker | None = None
+
+    def _found(self) -> str | None:
+        if config.broker_url() is not None or runfile.find() is not None:
+            return runfile.broker_address()
+        if not ports.is_free("127.0.0.1", self._port):
+            return f"nats://127.0.0.1:{self._port}"
+        self._broker = EmbeddedBroker(BrokerOptions(port=self._port))
+        return None
+
+    def __enter__(self) -> str:
+        url = self._found()
+        if url is None:
+            assert self._broker is not None
+            self._broker.start_sync()
+            url = self._broker.url
+        return url
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._broker is not None:
+            self._broker.stop_sync()
+
+    async def __aenter__(self) -> str:
+        url = self._found()
+        if url is None:
+            assert self._broker is not None
+            await self._broker.start()
+            url = self._broker.url
+        return url
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._broker is not None:
+            await self._broker.stop()
 
 
 def dispatcher(transport: Transport, subjects: Subjects) -> Dispatcher:

@@ -255,7 +255,7 @@ class Subjects:
 
     def stream_cursor(self, group: str, stream_id: str) -> str:
         """Where the position of a named reader is kept."""
-        return f"ai.agent.cursors.{self.tenant}.{token('group', group)}.{token('stream id', stream_id)}"
+        return f"{self.at('agent', 'cursors')}.{token('group', group)}.{token('stream id', stream_id)}"
 
     def stream_control(self, stream_id: str) -> str:
         """Prompts for the producers of a stream."""

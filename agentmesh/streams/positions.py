@@ -43,9 +43,7 @@ class Position:
 
     async def load(self) -> str:
         """The cursor it is behind; empty for a new reader."""
-        from agentmesh.tasks.layout import ensure  # they use this package
-
-        await ensure(self._transport, CURSORS)
+        await self._ensure()
         last = await self._transport.last_message(CURSORS.name, self._subject, latest=True)
         self._stored = last.data.decode("ascii", "replace") if last is not None else ""
         return self._stored
@@ -63,6 +61,7 @@ class Position:
 
     async def _store(self) -> None:
         try:
+            await self._ensure()  # with an offset of its own, a reader has loaded nothing
             while self._latest != self._stored:
                 cursor = self._latest
                 await self._transport.publish_durable(self._subject, cursor.encode())
@@ -71,3 +70,8 @@ class Position:
             log.warning("the position on %s could not be stored: %s", self._subject, error)
         finally:
             self._storing = None
+
+    async def _ensure(self) -> None:
+        from agentmesh.tasks.layout import ensure  # they use this package
+
+        await ensure(self._transport, CURSORS)

@@ -140,3 +140,80 @@ def test_importing_agentmesh_does_not_import_what_only_some_programs_need() -> N
     code = f"import agentmesh, sys; print([m for m in {heavy!r} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
     assert shown.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def bare(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The commands of an environment with the wheel and what it requires, and nothing else."""
+    home = tmp_path_factory.mktemp("bare")
+    (wheel,) = built.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+    install = ("-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel))
+    subprocess.run([home / "bin" / "python", *install], check=True)
+    return home / "bin"
+
+
+_EVERY_MODULE = """
+import importlib, pkgutil, sys
+import agentmesh
+from agentmesh.errors import MissingExtraError
+
+asked, failed, imported = set(), [], 0
+for module in pkgutil.walk_packages(agentmesh.__path__, "agentmesh."):
+    if module.name.endswith("__main__") or module.name.endswith("_pb2") or module.name.startswith("agentmesh.testing"):
+        continue
+    try:
+        importlib.import_module(module.name)
+        imported += 1
+    except MissingExtraError as error:
+        asked.add(error.extra)
+    except ImportError as error:
+        failed.append(f"{module.name}: {error}")
+print(imported, sorted(asked), failed)
+sys.exit(bool(failed))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.seed("A2")
+def test_every_module_imports_with_the_required_packages_only_or_names_the_extra(bare: Path, tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [bare / "python", "-I", "-W", "error", "-c", _EVERY_MODULE],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert int(ran.stdout.split()[0]) > 150
+
+
+@pytest.mark.slow
+@pytest.mark.seed("A1")
+def test_a_stranger_gets_a_first_reply_without_docker_or_a_broker(bare: Path, tmp_path: Path) -> None:
+    """As in the README: a project, `up`, `ask`; then the same with a broker that is already there."""
+
+    def run(*arguments: str, cwd: Path, **more: str) -> str:
+        environment = {"PATH": f"{bare}:/usr/bin:/bin", "HOME": str(tmp_path), **more}
+        ran = subprocess.run(
+            [bare / "agentmesh", *arguments], check=False, capture_output=True, text=True, cwd=cwd, env=environment
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout
+
+    from agentmesh.broker import BrokerOptions, EmbeddedBroker
+
+    run("init", "hello", cwd=tmp_path)
+    project = tmp_path / "hello"
+    up = ("up", "--detach", "--no-http")
+    run(*up, "--port", "0", cwd=project)
+    try:
+        assert "hi" in run("ask", "greeter", "hi", cwd=project)
+    finally:
+        run("down", cwd=project)
+    with EmbeddedBroker(BrokerOptions(sync_always=False)) as broker:
+        run(*up, cwd=project, NATS_URL=broker.url)
+        try:
+            assert "hi" in run("ask", "greeter", "hi", cwd=project, NATS_URL=broker.url)
+        finally:
+            run("down", cwd=project)
