@@ -171,6 +171,23 @@ async def test_replicas_share_the_requests_and_each_is_answered_once(house: Open
     assert sum(1 for model in models if model.calls) >= 2
 
 
+@pytest.mark.seed("A8")
+async def test_replicas_ask_the_model_once_for_a_key(house: OpenHouse, nc: NatsClient) -> None:
+    model = Model()
+    for number in range(3):
+        await house(f"llm-{number}", model=model)
+    way = InferWay(nc, protobufs)
+    asking = [asyncio.create_task(way.ask("wait here", key="one")) for _ in range(12)]
+    await model.until_waiting(1)
+    model.go.set()
+
+    answers = await asyncio.gather(*asking)
+
+    assert {(told.text, told.code) for told in answers} == {("here", "")}
+    assert len({told.generation_id for told in answers}) == 1
+    assert len(model.calls) == 1
+
+
 @pytest.mark.seed("A9")
 async def test_a_replica_that_is_full_passes_requests_on(house: OpenHouse, nc: NatsClient) -> None:
     slow, quick = await house("llm-1", capacity=1), await house("llm-2", capacity=64)
