@@ -168,9 +168,10 @@ class Client:
             if envelope.budget:
                 await charge(self.transport, self.subjects, envelope.budget)
             subject = self.subjects.mailbox(agent)
-            headers = self._headers(envelope)
+            tracer = self.transport.tracer
+            headers = None if tracer is None else tracer.headers(envelope)
             await self.transport.publish(subject, codec.encode(envelope), self._bounce(agent), headers)
-            if headers:
+            if tracer is not None:
                 self._sent(envelope)
         else:
             envelope = self._envelope(agent, event)

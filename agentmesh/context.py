@@ -23,6 +23,7 @@ from typing import Protocol
 from agentmesh.budgets import MAX_HOPS, Budget, Grants, deadline_of, earliest, grant, limits_depth, too_deep
 from agentmesh.errors import CallDepthError
 from agentmesh.ids import now
+from agentmesh.trace import trace_id_of
 
 
 class Attempt(Protocol):
@@ -44,8 +45,8 @@ class Context:
     sender: str
     """Who sent it; empty if the sender did not say."""
     message_id: str
-    trace_id: str
-    """Shared by all messages that follow from the first one."""
+    trace: str
+    """The trace id, or the id of the message that begins the trace, which is made into one when somebody asks."""
     deadline: datetime | None = None
     """When the sender stops waiting (UTC); None if it does not wait."""
     hops: int = 0
@@ -64,6 +65,16 @@ class Context:
     baggage: str = ""
     queued: float = 0.0
     """Seconds from when it was sent, or stored, until its handler began, by the clocks of both."""
+
+    @property
+    def trace_id(self) -> str:
+        """Shared by all messages that follow from the first one: 32 hex digits, as W3C trace context has them, unless
+        whoever sent the first one chose another."""
+        return self.trace if self.trace != self.message_id else trace_id_of(self.trace)
+
+    @trace_id.setter
+    def trace_id(self, value: str) -> None:
+        self.trace = value
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, negative when it has passed; None without one."""

@@ -59,7 +59,7 @@ class Tracer:
     def begin(self, carrier: Carrier, message_id: str) -> None:
         """Give what is about to be sent a span of its own."""
         before = parse(carrier.traceparent) if carrier.traceparent else None
-        trace_id = carrier.trace_id or trace_id_of(message_id)
+        trace_id = trace_id_of(carrier.trace_id or message_id)
         carrier.traceparent = str(Parent(trace_id, new_span_id(), before.flags if before else "01"))
         carrier.trace_id = trace_id
 
@@ -80,7 +80,7 @@ class Tracer:
     def received(self, context: Context) -> Handled:
         """The handler of a message is about to begin: from now on its span is the one that others belong to."""
         sender = parse(context.traceparent) if context.traceparent else None
-        trace_id = context.trace_id
+        trace_id = trace_id_of(context.trace_id)
         own = Parent(trace_id, new_span_id(), sender.flags if sender else "01")
         context.traceparent = str(own)
         return Handled(self, own, sender, context)

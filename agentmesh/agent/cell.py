@@ -458,7 +458,9 @@ class AgentCell:
         """Run the handler of an event of the durable mailbox when the agent has a free slot; raises as `run_task`."""
         entry, context = self.behaviour.handlers[event._wire_name], context_of(self.name, envelope)
         enter(context)
-        self.counters.queued.observe(context.queued)
+        if envelope.timestamp is not None:
+            context.queued = max(0.0, (now() - envelope.timestamp).total_seconds())
+            self.counters.queued.observe(context.queued)
         tracer = self.client.transport.tracer
         span = None if tracer is None else tracer.received(context)
         finished: list[Finish] = []

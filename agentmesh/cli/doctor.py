@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import json
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -230,7 +233,25 @@ async def _broker(session: Session) -> list[Finding]:
         if session.guessing:
             return [Finding(NOTE, "broker", f"none runs at {DEFAULT_URL}", "agentmesh up starts one")]
         problem, _, fix = str(error).partition("; ")
-        return [Finding(WRONG, "broker", problem, fix or "start it, or say where it is: --nats URL")]
+        way = await asyncio.to_thread(_way_to, options.servers[0], session.settings.origin("broker.url"))
+        return [Finding(WRONG, "broker", problem, way or fix or "start it, or say where it is: --nats URL")]
+
+
+def _way_to(url: str, origin: str) -> str:
+    """What to do about a broker that cannot be reached; empty if something takes connections there."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 4222
+    source = f"{host}:{port} (from {origin})"
+    try:
+        with socket.create_connection((host, port), timeout=2.0):
+            return ""
+    except ConnectionRefusedError:
+        elsewhere = "unset NATS_URL and run: agentmesh up" if origin == "$NATS_URL" else "say where it is: --nats URL"
+        return f"nothing listens on {source}; start a broker there: nats-server -js -p {port}; or {elsewhere}"
+    except socket.gaierror:
+        return f"the name {host!r} cannot be resolved; is it right? (from {origin})"
+    except OSError:
+        return f"nothing answers at {source}: a firewall, or the wrong host; try: nc -vz {host} {port}"
 
 
 def _payload(session: Session, transport: Transport) -> Finding:

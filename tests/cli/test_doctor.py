@@ -9,8 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agentmesh import runfile
 from agentmesh.broker import BrokerOptions, EmbeddedBroker
+from agentmesh.cli import doctor
 from tests.cli.conftest import Cli, Ran, run
 
 
@@ -87,6 +90,32 @@ async def test_an_unreachable_broker_is_found(alone: Cli) -> None:
 
     assert ran.code == 1
     assert finding(ran, "broker")["state"] == "wrong"
+
+
+@pytest.mark.seed("A33")
+@pytest.mark.parametrize(
+    ("url", "fix"),
+    [
+        ("nats://127.0.0.1:1", "nothing listens on 127.0.0.1:1 (from $NATS_URL); start a broker there: nats-server"),
+        ("nats://no-such-host.invalid:4222", "the name 'no-such-host.invalid' cannot be resolved"),
+    ],
+)
+async def test_why_nothing_answers_is_found_out_and_the_fix_is_a_command(alone: Cli, url: str, fix: str) -> None:
+    ran = await alone("doctor", "--json", env={"NATS_URL": url})
+
+    assert ran.code == 1
+    assert fix in finding(ran, "broker")["fix"], finding(ran, "broker")
+
+
+@pytest.mark.seed("A33")
+async def test_a_host_that_says_nothing_hints_at_a_firewall(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", silent)
+    assert doctor._way_to("nats://10.0.0.1:4222", "--nats") == (
+        "nothing answers at 10.0.0.1:4222 (from --nats): a firewall, or the wrong host; try: nc -vz 10.0.0.1 4222"
+    )
 
 
 async def test_a_broker_of_somebody_else_may_lose_writes_and_that_is_said(alone: Cli, tmp_path: Path) -> None:
