@@ -32,6 +32,7 @@ from agentmesh.errors import (
     error_to_wire,
 )
 from agentmesh.ids import new_id, now
+from agentmesh.logs import about
 from agentmesh.metrics import metrics_of
 from agentmesh.subjects import Subjects, token
 from agentmesh.tooling import (
@@ -227,7 +228,8 @@ class ToolExecutor:
 
     async def _call(self, tool: Tool[..., Any], request: ToolRequest, reply: str) -> None:
         began = time.perf_counter()
-        body = await self._outcome(tool, request)
+        with about(trace_id=request.trace_id, tool=tool.name, call_id=request.call_id, agent=request.source_agent_id):
+            body = await self._outcome(tool, request)
         name = "agentmesh_tool_seconds"
         seconds = metrics_of(self._transport).histogram(name, "How long calls took, waiting included.", tool=tool.name)
         seconds.observe(time.perf_counter() - began)

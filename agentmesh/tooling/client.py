@@ -39,6 +39,7 @@ from agentmesh.tooling.wire import (
     ToolRequest,
     permits,
 )
+from agentmesh.trace import inherit, outside
 
 if TYPE_CHECKING:
     from agentmesh.transport import Transport
@@ -186,6 +187,9 @@ class ToolClient:
             key=key or "",
             allow=self._allow,
         )
+        trace = context or outside()
+        if trace is not None:
+            inherit(request, trace)
         if context is not None and context.attempt is not None:
             await _sign(request, context.attempt, tool)
         if grants:

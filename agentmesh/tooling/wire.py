@@ -65,6 +65,11 @@ class ToolRequest(msgspec.Struct, omit_defaults=True):
     """The task whose handler calls."""
     fence: int = 0
     """Of the attempt that calls; a call of an attempt that was replaced is refused."""
+    trace_id: str = ""
+    traceparent: str = ""
+    """When somebody traces: W3C trace context, see `trace`."""
+    tracestate: str = ""
+    baggage: str = ""
     allow: list[str] | None = None
     """The only tools this caller may use, as patterns such as `read_*`; see `ToolClient.only`. None: any."""
 

@@ -18,6 +18,8 @@ from agentmesh.codec import Envelope
 from agentmesh.context import current
 from agentmesh.ids import new_id
 from agentmesh.logs import JsonFormatter, about
+from agentmesh.tooling import tool
+from agentmesh.tools.executor import ToolExecutor
 from agentmesh.trace import adopt, parse, trace_id_of
 from agentmesh.tracing import Span, Tracer
 from agentmesh.transport import Message, TransportOptions
@@ -279,3 +281,29 @@ def test_a_line_for_programs_says_when_what_where_and_about_whom(lines: Lines) -
     }
     assert "ValueError: wrong" in second["traceback"]
     assert current() is None
+
+
+class Shout(Request[str]): ...
+
+
+class Caller(Agent):
+    @handler
+    async def shout(self, request: Shout, ctx: Context) -> str:
+        await self.tools.call("loud", text="a")
+        return ctx.trace_id
+
+
+@tool(isolation="async")
+async def loud(text: str) -> str:
+    """Says it, and logs it."""
+    log.warning("shouting")
+    return text.upper()
+
+
+@pytest.mark.seed("A26", "A30")
+async def test_what_a_tool_logs_belongs_to_the_trace_of_who_called_it(mesh: Mesh, lines: Lines) -> None:
+    async with ToolExecutor(mesh.transport, mesh.subjects, [loud]):
+        await mesh.spawn(Caller)
+        trace_id = await mesh.ask("caller", Shout())
+    (line,) = lines.lines
+    assert (line["trace_id"], line["tool"], line["agent"]) == (trace_id, "loud", "caller")

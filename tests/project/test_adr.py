@@ -43,4 +43,4 @@ def test_figures_that_a_decision_takes_from_the_benchmarks_are_there(record: Pat
 def test_all_decisions_are_listed() -> None:
     listed = re.findall(r"\((\d{4}[\w-]+\.md)\)", (FOLDER / "README.md").read_text())
     assert listed == [record.name for record in RECORDS]
-    assert 3 <= len(RECORDS)
+    assert len(RECORDS) >= 3
