@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from agentmesh.gateway.gateway import Gateway
 
 HEARTBEAT = 15.0
-"""Seconds of silence after which a comment is sent, so that proxies and clients know that the connection lives."""
+"""Seconds of silence within which a comment is sent, so that proxies and clients know that the connection lives."""
 
 SILENCE = 5.0
 """Seconds without a chunk after which it is asked what became of the runs that are open."""
@@ -175,7 +175,7 @@ class EventStream(Response):
             self._look()
         now = asyncio.get_running_loop().time()
         busy = self._sending.locked() or (self._beating is not None and not self._beating.done())
-        if not busy and now - self._sent_at >= HEARTBEAT * 0.99:
+        if not busy and now - self._sent_at >= HEARTBEAT * 0.66:
             self._beating = asyncio.get_running_loop().create_task(self._write(STILL_HERE), name="sse: heartbeat")
 
     def stop(self) -> None:

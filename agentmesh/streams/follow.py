@@ -16,6 +16,9 @@ STREAM = "STREAMS"
 WAITING = 1_000
 """Messages a reader holds before it reads them again later."""
 
+HELD = 256 * 1024
+"""Bytes of them: a reader whose client does not read must not fill the memory."""
+
 LOOK_AGAIN = 2.0
 """Seconds of silence after which a reader looks for what was stored but not heard: live messages can get lost."""
 
@@ -49,6 +52,7 @@ class Follower:
         self._live = subjects.live_stream(stream_id)
         self._tick = LOOK_AGAIN if tick is None else min(tick, LOOK_AGAIN)
         self._heard: deque[Message] = deque()
+        self._held = 0
         self._changed = asyncio.Event()
         self._missed = False
         self._finished = False
@@ -94,8 +98,9 @@ class Follower:
                 await subscription.unsubscribe()
 
     def _on_live(self, message: Message) -> None:
-        if len(self._heard) < WAITING:
+        if len(self._heard) < WAITING and self._held < HELD:
             self._heard.append(message)
+            self._held += len(message.data)
         else:
             self._missed = True  # the reader is slow: it reads the rest again from the store
         self._changed.set()
@@ -112,6 +117,7 @@ class Follower:
     async def _live_messages(self) -> AsyncGenerator[Stored, None]:
         while self._heard:
             message = self._heard.popleft()
+            self._held -= len(message.data)
             headers = message.headers or {}
             sequence = int(headers.get("Nats-Sequence", 0))
             if sequence < self.next:
