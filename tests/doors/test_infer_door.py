@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from agentmesh.broker import EmbeddedBroker
 from agentmesh.chaos import Server
 from agentmesh.errors import NoRespondersError as NobodyError
 from agentmesh.ids import new_id
+from agentmesh.metrics import metrics_of
 from agentmesh.subjects import Subjects
 from agentmesh.transport import TransportOptions
 from tests.doors.conftest import Model, OpenHouse
@@ -335,3 +337,36 @@ async def test_a_door_that_the_broker_forbids_stays_closed_and_the_others_open()
                 await LLMClient(mesh).infer(proto.inference_request("say a"))
 
     assert answer.text == "a"
+
+
+@pytest.mark.seed("A2", "A10")
+async def test_a_gateway_without_protobuf_says_which_extra_it_lacks_and_speaks_json(
+    model: Model, nc: NatsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "google.protobuf", None)
+
+    headers, refused = await _answer(nc, b"\x1a\x05say a")  # the prompt as protobuf has it
+    _, answered = await _answer(nc, b'{"prompt": "say a"}')
+
+    assert headers["Content-Type"] == "application/json"
+    assert refused["error"]["code"] == "UNIMPLEMENTED"
+    assert "agentmesh-nats[proto]" in refused["error"]["message"]
+    assert answered["output_text"] == "a"
+
+
+async def test_meta_that_would_come_back_a_thousand_times_is_bounded(model: Model, nc: NatsClient) -> None:
+    large = {"request_id": "r" * 1000, "labels": {"a": "b" * 20_000}}
+
+    _, told = await _answer(nc, json.dumps({"prompt": "say a", "meta": large}).encode())
+
+    assert (told["error"]["code"], told["error"]["details"]["field"]) == ("OUT_OF_RANGE", "meta")
+    assert told["meta"] == {"request_id": "r" * 256}
+
+
+@pytest.mark.seed("A15")
+async def test_the_wait_for_the_first_piece_is_measured(mesh: Mesh, model: Model, nc: NatsClient) -> None:
+    await all_pieces(InferWay(nc, protobufs), "say a b")
+
+    (family,) = [one for one in metrics_of(mesh.transport).families() if "first_piece" in one.name]
+    counts = [sample for sample in family.samples if sample.suffix == "_count" and sample.value]
+    assert [(sample.labels["door"], sample.value) for sample in counts] == [("infer", 1.0)]

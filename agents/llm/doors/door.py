@@ -24,6 +24,7 @@ from agentmesh.agents.llm.messages import ErrorCode, LLMError, LLMResponse
 from agentmesh.chunked import CONTENT_TYPE, ChunkSender, header
 from agentmesh.errors import AgentMeshError, BrokerError, ModelError, PayloadTooLargeError, StreamIdleError
 from agentmesh.ids import new_id
+from agentmesh.metrics import metrics_of
 from agentmesh.transport import Endpoint, Message, Subscription, Transport
 
 log = logging.getLogger("agentmesh.llm.doors")
@@ -68,6 +69,7 @@ class Visit:
     """One request under way."""
 
     message: Message
+    began: float = field(default_factory=perf_counter)
     task: asyncio.Task[None] | None = None
     request_id: str = ""
     keyed: bool = False
@@ -115,6 +117,11 @@ class Door:
         self._accept = accept
         self._capacity = capacity
         self._visits: set[Visit] = set()
+        self._first_piece = metrics_of(transport).histogram(
+            "agentmesh_door_first_piece_seconds",
+            "From the arrival of a request for a stream to its first piece of text.",
+            door=endpoint.name,
+        )
         self._subscription: Subscription | None = None
         self.held: Callable[[], AgentMeshError | None] = lambda: None
         """Why requests are refused at present; jobs wait instead."""
@@ -180,7 +187,6 @@ class Door:
             log.warning("a request could not be turned away: %s", error)
 
     async def _serve(self, visit: Visit) -> None:
-        began = perf_counter()
         try:
             self._understand(visit)
             await self._answer(visit)
@@ -195,7 +201,7 @@ class Door:
                 log.exception("a request on %s failed", self.endpoint.subject)
             await self._fail(visit, explained(error))
         finally:
-            self.endpoint.count(perf_counter() - began, visit.error)
+            self.endpoint.count(perf_counter() - visit.began, visit.error)
 
     def _understand(self, visit: Visit, *, meta_only: bool = False) -> None:
         message, headers = visit.message, visit.message.headers
@@ -245,6 +251,8 @@ class Door:
                     elif part.is_final:
                         response = part.response()
                     elif part.type == "text":
+                        if not sender.sent:
+                            self._first_piece.observe(perf_counter() - visit.began)
                         for text in _cut(part.content):
                             await sender.send(pieces.text(sender.sent, text), headers)
         except asyncio.CancelledError:

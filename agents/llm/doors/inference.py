@@ -20,6 +20,7 @@ from agentmesh.agents.llm.messages import ErrorCode, GenerationParameters, LLMRe
 from agentmesh.chunked import CONTENT_TYPE, IDLE_TIMEOUT, deadline_of, header, seconds_of, window_of
 from agentmesh.errors import InvalidMessageError
 from agentmesh.ids import new_id
+from agentmesh.tasks.keys import LONGEST_KEY
 
 PROTOBUF, JSON, MSGPACK = "application/x-protobuf", "application/json", "application/msgpack"
 
@@ -31,6 +32,9 @@ FINGERPRINT = "Schema-Fingerprint"
 """Of the `.proto` files that the sender was made from."""
 IDEMPOTENCY_KEY = "Idempotency-Key"
 PRIORITY = "priority"
+
+LARGEST_META = 16_384
+"""Bytes of its JSON form: it comes back with every chunk."""
 
 ROLES = {"system": "SYSTEM", "user": "USER", "assistant": "ASSISTANT", "tool": "TOOL"}
 
@@ -84,6 +88,8 @@ class Inference:
         except ValidationError:  # `inquiry` says what is wrong with it
             known = said.get("request_id") if isinstance(said, Mapping) else None
             meta = {"request_id": known} if isinstance(known, str) else {}
+        if len(msgspec.json.encode(meta)) > LARGEST_META:  # so does `inquiry`; an answer must not repeat it
+            meta = {"request_id": meta.get("request_id", "")[:LONGEST_KEY]}
         meta["request_id"] = meta.get("request_id") or new_id()
         if not meta.get("trace_id") and (trace_id := trace_of("", headers).trace_id):
             meta["trace_id"] = trace_id
@@ -97,6 +103,8 @@ class Inference:
             said = RequestDocument.model_validate(document)
         except ValidationError as error:
             raise invalid(error, DOCUMENTS) from None
+        if len(msgspec.json.encode(said.meta.plain())) > LARGEST_META:
+            raise refused(ErrorCode.OUT_OF_RANGE, f"meta is over {LARGEST_META} bytes", field="meta")
         chat = said.chat_messages is not None
         fields: dict[str, Any] = {
             "request_id": meta["request_id"],
