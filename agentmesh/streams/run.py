@@ -324,8 +324,8 @@ class Run:
         try:
             while self._sending is not None:  # it will find out by itself
                 await asyncio.wait([self._sending])
-            if not self.ended:
-                await self._tail.catch_up(jump=False)
+            if not self.ended and not self._batch:
+                await self._tail.catch_up()
         except Exception as error:  # told to whoever sends or flushes next
             if isinstance(error, RunEndedError):
                 self._stop(error)

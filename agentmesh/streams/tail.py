@@ -50,6 +50,7 @@ class Tail:
         self.offset = 0
         """What the next chunk gets."""
         self._transport = transport
+        self._busy = asyncio.Lock()
         self._subject = subjects.stream(conversation_id)
         self._bulk = bulk
         self._headers = {"Nats-TTL": f"{max(1, round(ttl))}s"} if ttl is not None else None
@@ -69,6 +70,10 @@ class Tail:
         Raises:
             BrokerError: They are not stored; after PublishTimeoutError they may be.
         """
+        async with self._busy:
+            await self._append(chunks, msg_id, jump)
+
+    async def _append(self, chunks: list[Chunk], msg_id: str, jump: bool) -> None:
         conflicts = 0
         while True:
             for number, chunk in enumerate(chunks, self.offset):
@@ -84,7 +89,7 @@ class Tail:
                 )
             except SequenceConflictError:
                 known = self.sequence
-                mine = await self.catch_up(msg_id, jump=jump and self.sequence == 0)
+                mine = await self._catch_up(msg_id, jump=jump and self.sequence == 0)
                 if mine is not None:
                     _renumber(chunks, mine)
                     return  # it was stored, only its confirmation got lost
@@ -102,8 +107,13 @@ class Tail:
             self.sequence, self.offset = ack.sequence, self.offset + len(chunks)
             return
 
-    async def catch_up(self, msg_id: str = "", *, jump: bool = False) -> list[Chunk] | None:
-        """Read what was appended behind the end that is known.
+    async def catch_up(self) -> None:
+        """Take in what others have appended behind the end that is known; not while something of ours is in doubt."""
+        async with self._busy:
+            await self._catch_up()
+
+    async def _catch_up(self, msg_id: str = "", *, jump: bool = False) -> list[Chunk] | None:
+        """Read what was appended.
 
         Args:
             msg_id: Of a message of ours that may be among it.

@@ -244,6 +244,17 @@ async def test_a_prompt_without_a_stored_cancel_changes_nothing(mesh: Mesh, chat
     assert [chunk.content for chunk in await stored(mesh, chat)] == ["Hel", "lo", ""]
 
 
+async def test_prompts_while_it_is_sending_do_not_confuse_a_producer(mesh: Mesh, chat: str) -> None:
+    async with mesh.streams.run(chat, run_id="r") as run:
+        for number in range(100):
+            await mesh.transport.publish(mesh.subjects.stream_control(chat), b'{"op":"cancel"}')
+            await run.send(str(number))
+            await asyncio.sleep(0.0005 * (number % 4))
+        await run.finish()
+
+    assert [chunk.content for chunk in await stored(mesh, chat)] == [*map(str, range(100)), ""]
+
+
 async def test_a_cancel_gets_through_to_a_producer_at_full_speed(mesh: Mesh, chat: str) -> None:
     async def produce() -> None:
         async with mesh.streams.run(chat) as run:
