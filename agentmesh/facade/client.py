@@ -369,7 +369,7 @@ class NATSClient:
             transport = await self._transport()
             check_pattern(subject)
             if durable is None:
-                durable = bool(queue) and any(spec.retention == "workqueue" for spec in _ours(transport, subject))
+                durable = bool(queue) and any(_is_work(spec, subject) for spec in _ours(transport, subject))
             subscription: Passing | Working
             if durable:
                 subscription = await self._working(transport, subject, callback, queue, concurrency, max_attempts)
@@ -491,6 +491,16 @@ def _ours(transport: Transport, subject: str) -> list[StreamSpec]:
         for spec in (named(transport, spec) for spec in SPECS)
         if any(may_overlap(subject, pattern) for pattern in spec.subjects)
     ]
+
+
+def _is_work(spec: StreamSpec, subject: str) -> bool:
+    """Whether the subject is about what waits in that stream to be done, and not about whatever passes by."""
+    tokens = subject.split(".")
+    return spec.retention == "workqueue" and any(
+        all(theirs in ("*", ours) for theirs, ours in zip(pattern.split("."), tokens, strict=False))
+        for pattern in spec.subjects
+        if may_overlap(pattern, subject)
+    )
 
 
 def _all_sent(results: list[PubAck | BaseException | None]) -> list[PubAck | None]:

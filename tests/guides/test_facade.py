@@ -423,3 +423,12 @@ async def test_a_durable_subscription_says_what_it_lacks(mesh: Mesh) -> None:
         await mesh.nats.subscribe(subject="no.stream.here", callback=print, queue="q", durable=True)
     with pytest.raises(DefinitionError, match="dispatcher of agentmesh up"):
         await mesh.nats.subscribe(subject=f"ai.agent.tasks.{tenant}", callback=print, queue="agent.workers")
+
+
+async def test_a_group_that_listens_to_everything_takes_no_work(mesh: Mesh) -> None:
+    box = Box()
+    await mesh.nats.subscribe(subject=">", callback=box, queue="monitors")
+    await mesh.nats.publish(subject=f"{mesh.subjects.tenant}.passing", payload=b"by")
+    while (message := await box.next()).subject != f"{mesh.subjects.tenant}.passing":
+        pass
+    assert message.data == b"by"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 import tarfile
@@ -123,6 +124,31 @@ def test_modules_import_from_the_installed_wheel(built: Path, tmp_path: Path) ->
         [sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path
     ).stdout
     assert shown.strip().startswith(str(tmp_path))
+
+
+@pytest.mark.seed("D20")
+def test_the_one_command_of_the_readme_installs_what_tests_examples_and_benchmarks_import() -> None:
+    import ast
+    from importlib.metadata import packages_distributions
+
+    (command,) = re.findall(r"<!-- test-command -->\n(.*)\n", (ROOT / "README.md").read_text())
+    assert command == "pip install -e '.[dev]' && python -m pytest -q"
+    assert "test-command" in (ROOT / ".ci" / "run").read_text()  # as it stands there, in an environment of its own
+
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"], *itertools.chain.from_iterable(extras.values())]
+    declared = {re.split(r"[\[<>=;~ ]", one)[0].lower().replace("_", "-") for one in wanted} | {"rich"}  # typer's
+    known, strangers = packages_distributions(), {}
+    for folder in ("tests", "examples", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names:
+                    made_by = {name.lower().replace("_", "-") for name in known.get(top, ())}
+                    if made_by and "agentmesh-nats" not in made_by and not made_by & declared:
+                        strangers[top] = path.name
+    assert strangers == {}
 
 
 def test_importing_agentmesh_does_not_import_what_only_some_programs_need() -> None:
