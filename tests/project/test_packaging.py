@@ -83,6 +83,8 @@ def test_the_wheel_has_every_module_and_no_foreign_top_level(built: Path) -> Non
     for package in _packages():
         assert f"{package.replace('.', '/')}/__init__.py" in names
     assert "agentmesh/py.typed" in names
+    for data in (ROOT / "agentmesh" / "proto").glob("*.p*"):
+        assert data.relative_to(ROOT).as_posix() in names
     for data in (ROOT / "agents" / "review").rglob("*"):
         if data.is_file() and data.suffix in {".css", ".js", ".html"}:
             assert f"agentmesh/{data.relative_to(ROOT).as_posix()}" in names
