@@ -179,8 +179,25 @@ def _run_file(session: Session) -> Iterator[Finding]:
     path, content = found
     if content.alive():
         yield Finding(OK, "up", f"{content.name} runs with pid {content.pid} at {content.url}, tenant {content.tenant}")
+        if content.http:
+            yield _gateway(content.http)
     else:
         yield Finding(WARNING, "up", f"{path} is of a process that has died ({content.pid})", f"rm {path}")
+
+
+def _gateway(url: str) -> Finding:
+    """Whether the HTTP gateway of a running mesh answers, and is ready."""
+    import urllib.error
+    import urllib.request
+
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy: it is here
+    try:
+        with opener.open(f"{url}/ready", timeout=3.0):
+            return Finding(OK, "http", f"{url} is ready")
+    except urllib.error.HTTPError as error:
+        return Finding(WARNING, "http", f"{url}/ready says {error.code}", f"curl {url}/ready")
+    except OSError as error:
+        return Finding(WRONG, "http", f"{url} does not answer: {error}", "agentmesh restart gateway")
 
 
 def _port(session: Session) -> Iterator[Finding]:

@@ -167,14 +167,16 @@ def _run_detached(session: Session, plan: UpPlan, strict: bool) -> None:
         session.out.error(f"stopped again, because of --strict: {', '.join(failed)} cannot start")
         raise typer.Exit(exits.FAILED)
     if session.out.json:
-        session.out.document({"pid": started.pid, "url": started.url, "tenant": started.tenant, "agents": agents})
+        about = {"pid": started.pid, "url": started.url, "http": started.http, "tenant": started.tenant}
+        session.out.document({**about, "agents": agents})
         return
     rows = [
         (name, f"{a['ready']}/{a['wanted']}", a["isolation"], a["problem"].partition("\n")[0] or "ready")
         for name, a in agents.items()
     ]
     session.out.table(["AGENT", "REPLICAS", "ISOLATION", "STATE"], rows)
-    session.out.note(f"\n{started.name} runs with pid {started.pid} at {started.url}; stop it: agentmesh down")
+    where = started.url + (f" and {started.http}" if started.http else "")
+    session.out.note(f"\n{started.name} runs with pid {started.pid} at {where}; stop it: agentmesh down")
 
 
 async def _wanted(session: Session, plan: UpPlan, url: str) -> dict[str, dict[str, Any]]:

@@ -21,9 +21,12 @@ from agentmesh.lifeline import die_with_parent
 from agentmesh.supervisor.child import configure_logging, loop_factory
 from agentmesh.transport import Transport, TransportOptions
 
+NO_LOGIN = 77
+"""Exit code: the broker does not let this process in any more."""
 
-async def serve(spec: GatewaySpec) -> None:
-    """Take requests until SIGTERM or SIGINT."""
+
+async def serve(spec: GatewaySpec) -> int:
+    """Take requests until SIGTERM or SIGINT, or until the broker refuses the login for good; the exit code."""
     from agentmesh.gateway.gateway import Gateway
     from agentmesh.gateway.server import HttpServer
 
@@ -31,6 +34,7 @@ async def serve(spec: GatewaySpec) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with await Transport.connect(TransportOptions(**spec.transport)) as transport:
+        transport.on_state(lambda state: stop.set() if state == "closed" else None)
         gateway = Gateway(spec.options, transport, spec.tenant, agents=spec.agents)
         server = HttpServer(gateway)
         await server.start()
@@ -39,6 +43,10 @@ async def serve(spec: GatewaySpec) -> None:
             await stop.wait()
         finally:
             await server.stop(spec.grace)
+        if transport.closed_because:
+            print(f"http gateway: {transport.closed_because}", file=sys.stderr)
+            return NO_LOGIN
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure_logging(spec.log_format, spec.log_level, spec.tenant)
         logging.getLogger("uvicorn").setLevel(logging.ERROR)  # what it warns of is answered, and counted
         with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(serve(spec))
+            return runner.run(serve(spec))
     except AgentMeshError as error:
         print(f"http gateway: {error}", file=sys.stderr)
         return 1

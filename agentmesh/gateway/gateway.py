@@ -119,6 +119,11 @@ class Gateway:
             raise unauthenticated()
         return call.caller
 
+    def knows(self, request: HTTPConnection) -> bool:
+        """Whether it is known who calls, for what is answered to anybody, but not in full."""
+        call: Call = request.scope[CALL]
+        return call.caller is not None
+
     def request_id(self, request: HTTPConnection) -> str:
         """The id of a request, in its answer and in the log."""
         call: Call = request.scope[CALL]

@@ -20,7 +20,8 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     @operation(tags=["about"], public=True, reply={"type": "object"})
     async def health(request: Request) -> Response:
         """The process lives."""
-        return JSONResponse({"status": "ok", "version": __version__})
+        about = {"version": __version__} if gateway.knows(request) else {}
+        return JSONResponse({"status": "ok", **about})
 
     @operation(tags=["about"], public=True, reply={"type": "object"}, errors=[503])
     async def ready(request: Request) -> Response:
@@ -29,6 +30,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         if gateway.shutdown.is_set():
             problems.append("stopping")
         if problems:
+            problems = problems if gateway.knows(request) else ["see the log, or ask with a key"]
             return JSONResponse({"status": "unavailable", "problems": problems}, 503, {"Retry-After": "1"})
         return JSONResponse({"status": "ok", "routes": len(request.scope["router"].routes)})
 

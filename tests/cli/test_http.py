@@ -37,6 +37,8 @@ async def test_ctrl_c_ends_a_mesh_with_open_requests_within_its_grace(tmp_path: 
         await mesh.line(lambda line: line.startswith("ready in "))
         url = line.split()[2]
         assert "with a token" in line
+        doctor = (await run("doctor", "--json", cwd=tmp_path, env={"SECRET": env["SECRET"]})).json
+        assert [finding["says"] for finding in doctor if finding["what"] == "http"] == [f"{url} is ready"]
 
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as http:
             assert (await http.get("/api/v1/agents")).status_code == 401

@@ -11,10 +11,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agentmesh import AgentRef
 from agentmesh.gateway import Gateway, GatewayOptions, HttpServer
+from agentmesh.gateway.__main__ import NO_LOGIN
+from agentmesh.gateway.spec import GatewaySpec, encoded
 from agentmesh.transport import Transport, TransportOptions
 from tests.gateway.agents import Greeter
-from tests.gateway.conftest import Running, StartGateway
+from tests.gateway.conftest import Running, StartGateway, bearer, key
 from tests.harness import Server, eventually
+from tests.harness.fixtures import SpawnProcess
 
 Spawn = Callable[..., Awaitable[AgentRef]]
 
@@ -102,6 +105,30 @@ async def test_metrics_are_read_by_the_parser_of_prometheus(gateway: Running, sp
     assert {s.labels["code"] for s in families["agentmesh_http_rejected"].samples} == {"PERMISSION_DENIED"}
     assert families["agentmesh_http_request_seconds"].type == "histogram"
     assert {sample.value for sample in families["agentmesh_http_open_streams"].samples} == {0}
+
+
+async def test_who_has_no_key_is_told_nothing_but_whether_it_is_ready(start_gateway: StartGateway) -> None:
+    http = (await start_gateway(keys=(key(),), agents=("secret-agent",))).http
+
+    assert (await http.get("/health")).json() == {"status": "ok"}
+    assert "secret-agent" not in (await http.get("/ready")).text
+    assert "secret-agent" in (await http.get("/ready", headers=bearer())).text
+
+
+async def test_a_gateway_that_the_broker_no_longer_lets_in_ends_and_says_why(spawn_process: SpawnProcess) -> None:
+    users = "authorization { users = [ { user: gateway, password: %s } ] }"
+    async with Server(extra_config=users % "one") as server:
+        transport = {"url": server.url, "user": "gateway", "password": "one", "login_patience": 1.0}
+        spec = encoded(GatewaySpec(transport, GatewayOptions(port=0)))
+        process = await spawn_process("agentmesh.gateway", *spec)
+        await process.line_matching("http ready", timeout=60)
+
+        config = server.store / "nats.conf"
+        config.write_text(config.read_text().replace("password: one", "password: two"))
+        server.reload()
+
+        assert await process.wait(30) == NO_LOGIN
+        await process.line_matching("http gateway: .*refused the login")
 
 
 async def test_a_stopping_gateway_is_not_ready(gateway: Running) -> None:
