@@ -77,6 +77,12 @@ def trace_headers() -> dict[str, str]:
     return {} if here is None else headers_of(here)
 
 
+def trace_at_hand() -> str:
+    """Id of the trace that what is sent now belongs to; empty outside of handlers and requests."""
+    here = current() or outside()
+    return "" if here is None else here.trace_id
+
+
 def seconds_of(headers: Mapping[str, str] | None, name: str) -> float | None:
     """The seconds in a header; None without it.
 

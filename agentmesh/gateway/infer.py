@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from agentmesh.chunked import CANCEL_CONTROL, CONTENT_TYPE, TIMEOUT, ChunkReader, trace_headers
+from agentmesh.chunked import CANCEL_CONTROL, CONTENT_TYPE, TIMEOUT, ChunkReader, trace_at_hand, trace_headers
 from agentmesh.client import Client
 from agentmesh.errors import AgentMeshError, BrokerError, HttpError
 from agentmesh.gateway.body import read_object
@@ -212,6 +212,8 @@ def _meta(body: dict[str, Any], request: Request, caller: Caller) -> dict[str, A
     given = meta_of(request, caller)
     facts = {"trace_id": given.trace_id, "client_id": given.client_id, "user_id": given.user_id}
     meta = {**said, **{name: value for name, value in facts.items() if value}}
+    if not meta.get("trace_id") and (trace_id := trace_at_hand()):
+        meta["trace_id"] = trace_id
     asked_for = any(name in request.headers for name in ("x-request-id", "x-correlation-id"))
     if asked_for or not said.get("request_id"):
         meta["request_id"] = given.request_id

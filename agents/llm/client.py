@@ -30,7 +30,15 @@ from agentmesh.agents.llm.doors.inquiry import invalid
 from agentmesh.agents.llm.doors.requests import response_of
 from agentmesh.agents.llm.messages import Generate, GenerationParameters, LLMPart, LLMRequest, LLMResponse
 from agentmesh.chat import ChatMessage
-from agentmesh.chunked import CANCEL_CONTROL, CONTENT_TYPE, DEFAULT_WINDOW, TIMEOUT, ChunkReader, trace_headers
+from agentmesh.chunked import (
+    CANCEL_CONTROL,
+    CONTENT_TYPE,
+    DEFAULT_WINDOW,
+    TIMEOUT,
+    ChunkReader,
+    trace_at_hand,
+    trace_headers,
+)
 from agentmesh.client import Client
 from agentmesh.errors import BrokerError, DeadlineExceededError, InvalidMessageError, ModelError, NoRespondersError
 from agentmesh.ids import new_id
@@ -274,15 +282,19 @@ def _request_body(request: LLMRequest, idempotency_key: str) -> bytes:
     """As the door `ai.gateway.requests.T` takes it."""
     body = request.model_dump(mode="json", exclude={"meta"}, exclude_none=True)
     meta = request.meta.model_dump(mode="json", include=set(_BESIDE_META), exclude_defaults=True)
+    if "trace_id" not in meta and (trace_id := trace_at_hand()):
+        meta["trace_id"] = trace_id
     key = idempotency_key or request.meta.idempotency_key
     return msgspec.json.encode({**body, **meta, **({"idempotency_key": key} if key else {"once": False})})
 
 
 def _with_id(request: LLMInferenceRequest) -> str:
-    """The id of a request, which it gets if it has none."""
+    """The id of a request, which it gets if it has none, as it does the trace at hand."""
     _ = proto.LLMInferenceRequest  # raises MissingExtraError
     if not request.meta.request_id:
         request.meta.request_id = new_id()
+    if not request.meta.trace_id:
+        request.meta.trace_id = trace_at_hand()
     return request.meta.request_id
 
 

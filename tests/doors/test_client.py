@@ -9,15 +9,32 @@ from typing import Any
 
 import pytest
 
-from agentmesh import Mesh
+from agentmesh import Agent, Context, Mesh, Request, handler
 from agentmesh.agents.llm import LLMRequest
 from agentmesh.agents.llm.client import GENERATE_TIMEOUT, LLMClient
 from agentmesh.config import DoorSettings
 from agentmesh.errors import DeadlineExceededError, InvalidMessageError, ModelError, NoRespondersError
-from tests.doors.conftest import Model
+from agentmesh.proto import inference_request
+from tests.doors.conftest import Model, Spawn
 
 LONG = 20.0
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "doors.md"
+
+
+class Relay(Request[str]):
+    by: str
+
+
+class Asker(Agent):
+    """Asks a model, and answers with the trace it did that in."""
+
+    @handler
+    async def on_relay(self, relay: Relay, ctx: Context) -> str:
+        if relay.by == "door":
+            await LLMClient(self.mesh).generate("say a")
+        else:
+            await LLMClient(self.mesh).infer(inference_request("say b"))
+        return ctx.trace_id
 
 
 @pytest.mark.seed("A4", "B31")
@@ -133,6 +150,17 @@ async def test_giving_up_stops_the_model_unless_others_may_wait_for_the_same_key
 async def test_without_a_gateway_it_is_told_at_once(mesh: Mesh) -> None:
     with pytest.raises(NoRespondersError):
         await LLMClient(mesh).generate("say a")
+
+
+@pytest.mark.seed("A5")
+async def test_what_an_agent_asks_belongs_to_the_trace_of_its_message(mesh: Mesh, model: Model, spawn: Spawn) -> None:
+    await spawn(Asker)
+
+    first = await mesh.ask("asker", Relay(by="door"))
+    second = await mesh.ask("asker", Relay(by="protobuf"))
+
+    assert model.traces == [first, second]
+    assert first != second
 
 
 async def test_the_program_of_the_page_runs(mesh: Mesh, model: Model) -> None:
