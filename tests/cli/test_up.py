@@ -66,6 +66,7 @@ async def up(folder: Path, *arguments: str) -> Running:
     return Running(await start("up", "--port", "0", *arguments, cwd=folder))
 
 
+@pytest.mark.seed("A1")
 async def test_a_new_project_starts_answers_and_stops(project: Path) -> None:
     mesh = await up(project)
     ready = await mesh.line(lambda line: line.startswith("ready in "))
