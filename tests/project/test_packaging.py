@@ -48,16 +48,6 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.seed("D20")
-def test_one_command_of_the_readme_sets_up_development_and_ci_runs_it() -> None:
-    command = (ROOT / "README.md").read_text().partition("<!-- test-command -->\n")[2].partition("\n")[0]
-    assert command == "pip install -e '.[dev]' && python -m pytest -q"
-    assert "<!-- test-command -->" in (ROOT / ".ci" / "run").read_text()
-    installed = " ".join(PROJECT["project"]["optional-dependencies"]["dev"])
-    for needed in ("pytest", "hypothesis", "mypy", "prometheus-client", "fastapi", "agentmesh-nats["):
-        assert needed in installed
-
-
 def test_nothing_tells_anybody_to_install_the_placeholder_of_the_same_name() -> None:
     texts = [
         ROOT / "README.md",

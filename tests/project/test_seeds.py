@@ -9,7 +9,10 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "seeds.md"
@@ -21,6 +24,7 @@ def rows() -> list[str]:
     return ROW.findall(PAGE.read_text())
 
 
+@cache
 def shown() -> dict[str, list[str]]:
     """The tests that carry each id."""
     found: dict[str, list[str]] = {}
@@ -49,6 +53,11 @@ def test_the_page_has_each_row_once_and_in_order() -> None:
     wanted += [f"B{n}" for n in (*range(22, 26), *range(31, 36), *range(40, 53))]
     wanted += [f"D{n}" for n in range(1, 31)]
     assert rows() == wanted
+
+
+@pytest.mark.parametrize("row", rows())
+def test_a_test_carries_the_row(row: str) -> None:
+    assert row in shown(), f"mark the test that shows it: @pytest.mark.seed({row!r})"
 
 
 def test_no_test_shows_a_row_that_is_none() -> None:
