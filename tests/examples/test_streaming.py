@@ -84,6 +84,8 @@ async def test_the_demo_runs_from_anywhere_and_frontends_replay_and_follow(
     lines = await finished(demo)
 
     assert lines[-1] == "Demo complete"
+    assert "server   | AI server started, conversations conv-001, conv-002, conv-003" in lines
+    lines = [line.removeprefix("frontend | ") for line in lines]
     assert "[conv-003] 17 * 23 = 391" in lines
     for name in ("conv-001", "conv-002", "conv-003"):
         (tokens,) = [line for line in lines if line.startswith(f"[{name}] tokens: ")]
