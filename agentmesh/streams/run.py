@@ -70,6 +70,9 @@ class Run:
     Leaving the block without a terminal chunk ends the run with an `error` chunk: "aborted", or the message of the
     exception. If somebody cancels or takes over the run, the block is interrupted, with RunCancelledError or
     RunReplacedError.
+
+    Without a block it sends as well, but does not hear of a cancel before its next chunk, and does not answer when it
+    is asked whether it is alive.
     """
 
     def __init__(

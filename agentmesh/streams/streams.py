@@ -126,7 +126,7 @@ class Streams:
             own_task=own_task,
             ttl=ttl,
             interrupt=interrupt,
-            since=parse_cursor(since) if since else None,
+            since=_place(since),
         )
 
     async def cancel(self, conversation_id: str, *, run_id: str = "", reason: str = "") -> bool:
@@ -388,6 +388,12 @@ class Streams:
                 yield event
                 if until is not None and until(event):
                     return
+
+
+def _place(cursor: str) -> tuple[int, int] | None:
+    """Offset and sequence in a cursor; None if it does not say where it is."""
+    place = parse_cursor(cursor) if cursor else (0, 0)
+    return place if place[1] else None
 
 
 def _id_of(subject: str) -> str:

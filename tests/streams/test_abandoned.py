@@ -18,6 +18,8 @@ from tests.streams.answering import Answer as AnswerElsewhere
 
 SOON = 15.0
 
+CALM = Patience(silence=0.2, asks=5, every=3.0)
+
 HASTE = Patience(silence=0.2, asks=2, every=0.2)
 
 
@@ -48,7 +50,7 @@ async def test_the_run_of_a_producer_that_was_killed_is_ended_once_however_many_
 
 
 async def test_a_producer_that_is_silent_but_alive_is_left_alone(mesh: Mesh, chat: str) -> None:
-    mesh.streams.patience = HASTE
+    mesh.streams.patience = CALM
     asked: list[str] = []
     async with mesh.streams.run(chat) as run:
         await run.send("thinking")
