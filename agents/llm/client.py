@@ -204,6 +204,8 @@ class LLMClient:
 
         def position(message: Message) -> tuple[int, bool]:
             nonlocal latest
+            if (message.headers or {}).get(MESSAGE_TYPE, "").endswith(".LLMInferenceResponse"):
+                raise _model_error(_parsed(proto.LLMInferenceResponse, message).error)  # it could not be read at all
             latest = _parsed(proto.LLMStreamChunk, message)
             return latest.index, latest.is_final
 

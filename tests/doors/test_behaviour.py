@@ -134,6 +134,21 @@ async def test_a_stream_that_cannot_begin_is_one_last_piece(model: Model, way: W
     assert [(piece.index, piece.is_final, piece.told.code) for piece in pieces] == [(0, True, "FAILED_PRECONDITION")]
 
 
+@pytest.mark.seed("A9", "A11")
+async def test_a_stream_that_is_refused_is_one_last_piece_too(house: OpenHouse, way: Way) -> None:
+    model = await house(capacity=1)
+    empty = await all_pieces(way, "  ")
+    holding = asyncio.create_task(way.ask("wait here"))
+    await model.until_waiting(1)
+
+    full = await all_pieces(way, "say a")
+    model.go.set()
+    await holding
+
+    assert [(piece.index, piece.is_final, piece.told.code) for piece in empty] == [(0, True, "INVALID_ARGUMENT")]
+    assert [(piece.index, piece.is_final, piece.told.code) for piece in full] == [(0, True, "RESOURCE_EXHAUSTED")]
+
+
 @pytest.mark.seed("A5", "B32")
 async def test_with_the_same_key_the_model_is_asked_once(model: Model, way: Way) -> None:
     first = await way.ask("say one two", key="key-1")

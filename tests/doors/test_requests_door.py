@@ -19,6 +19,7 @@ from agentmesh.subjects import Subjects, may_overlap
 from agentmesh.tasks import layout
 from agentmesh.transport import StreamSpec
 from tests.doors.conftest import Model, OpenHouse
+from tests.doors.ways import InferWay, RequestsWay, protobufs
 
 LONG = 20.0
 
@@ -60,6 +61,15 @@ async def test_a_request_as_the_seed_makes_it_gets_all_fields_of_the_answer(
     }
     assert (answer["model"], answer["finish_reason"], answer["error"]) == ("default", "stop", None)
     assert answer["usage"] == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+
+
+@pytest.mark.seed("A19", "B32")
+async def test_a_key_is_the_same_at_every_door(mesh: Mesh, model: Model, nc: NatsClient) -> None:
+    first = await InferWay(nc, protobufs).ask("say a", key="everywhere")
+    again = await RequestsWay(nc, mesh.subjects.tenant).ask("say a", key="everywhere")
+
+    assert (again.text, again.generation_id) == (first.text, first.generation_id)
+    assert len(model.calls) == 1
 
 
 @pytest.mark.seed("B32")

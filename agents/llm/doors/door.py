@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -79,6 +79,8 @@ class Visit:
     meta: dict[str, Any] = field(default_factory=dict)
     dialect: Dialect = JSON_FORM
     inquiry: Inquiry | None = None
+    in_pieces: bool = False
+    """Its client expects pieces, whatever else is wrong with it."""
     error: str = ""
 
     def end(self, why: str) -> None:
@@ -155,7 +157,7 @@ class Door:
     def cancel(self, request_id: str) -> None:
         """The client of a request has gone. With an idempotency key others may wait for the same answer."""
         for visit in list(self._visits):
-            if request_id and visit.request_id == request_id and not (visit.keyed and not _streams(visit)):
+            if request_id and visit.request_id == request_id and (visit.in_pieces or not visit.keyed):
                 visit.end(CANCELLED)
 
     # ------------------------------------------------------------ arrival
@@ -210,6 +212,7 @@ class Door:
             visit.dialect = self._choose(message.data, headers)
             document = visit.dialect.document(message.data, headers)
             visit.meta = visit.dialect.meta(document, headers)
+            visit.in_pieces = _wants_pieces(document)
             if not meta_only:
                 inquiry = visit.inquiry = visit.dialect.inquiry(document, visit.meta, headers)
                 visit.request_id, visit.keyed = inquiry.request.request_id, bool(inquiry.key)
@@ -294,7 +297,7 @@ class Door:
             log.warning("a request on %s was not taken: %s", self.endpoint.subject, error)
             return
         try:
-            if visit.inquiry is not None and visit.inquiry.stream:
+            if visit.in_pieces:
                 data, kind = visit.dialect.pieces(visit.meta, "").last(0, response), "LLMStreamChunk"
             else:
                 data, kind = visit.dialect.whole(visit.meta, response, visit.inquiry), "LLMInferenceResponse"
@@ -323,8 +326,10 @@ class Door:
         return headers
 
 
-def _streams(visit: Visit) -> bool:
-    return visit.inquiry is not None and visit.inquiry.stream
+def _wants_pieces(document: Mapping[str, Any]) -> bool:
+    """Whether a request asks for a stream; also of one that is wrong otherwise."""
+    params = document.get("params")
+    return isinstance(params, Mapping) and params.get("stream") is True
 
 
 def _why(visit: Visit) -> ModelError:
