@@ -54,6 +54,10 @@ _KNOWN_FOR = 5.0
 """Seconds for which it is remembered what an agent takes."""
 
 
+_PATIENCE, _STALL = 2.0, 0.15
+"""Seconds for the answers of all hosts, and of silence after which they are taken as complete."""
+
+
 class ChatMessage(BaseModel):
     """One message of a conversation, with the names of the OpenAI chat API."""
 
@@ -150,6 +154,8 @@ async def takes(client: Client, agent: str) -> frozenset[str]:
     until, taken = known.get(agent, (0.0, frozenset()))
     if until < time.monotonic():
         infos = await discover(client.transport, client.subjects, name=agent)
+        if not infos:  # on a busy machine an answer may take longer
+            infos = await discover(client.transport, client.subjects, name=agent, timeout=_PATIENCE, stall=_STALL)
         taken = frozenset(message.name for info in infos for message in info.messages)
         if taken:  # one that is not there yet is looked for again
             known[agent] = (time.monotonic() + _KNOWN_FOR, taken)
@@ -157,9 +163,14 @@ async def takes(client: Client, agent: str) -> frozenset[str]:
 
 
 async def chat_agents(client: Client) -> list[AgentInfo]:
-    """One replica of each agent that can be chatted with, by name."""
-    infos = await discover(client.transport, client.subjects)
-    return list({info.name: info for info in infos if can_chat(info)}.values())
+    """One replica of each agent that can be chatted with, by name; as of a second ago."""
+    place = ("chat agents", client.subjects.tenant)
+    until, found = client.transport.shared.get(place, (0.0, []))
+    if until < time.monotonic():
+        infos = await discover(client.transport, client.subjects, timeout=_PATIENCE, stall=_STALL)
+        found = list({info.name: info for info in infos if can_chat(info)}.values())
+        client.transport.shared[place] = (time.monotonic() + 1.0, found)
+    return list(found)
 
 
 def can_chat(info: AgentInfo) -> bool:

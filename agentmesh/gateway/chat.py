@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -22,6 +22,7 @@ from agentmesh.errors import (
     NoSuchAgentError,
 )
 from agentmesh.gateway.body import read_object
+from agentmesh.gateway.calls import Body
 from agentmesh.gateway.describe import operation
 from agentmesh.gateway.errors import ErrorCode, refused
 
@@ -40,10 +41,8 @@ M = TypeVar("M", bound=BaseModel)
 log = logging.getLogger("agentmesh.gateway.chat")
 
 
-class Said(BaseModel):
-    """The body of `POST /chat`, or its query."""
-
-    model_config = ConfigDict(extra="forbid")
+class Said(Body):
+    """Something said in a conversation. The fields may stand in the query, too."""
 
     message: str = Field(min_length=1, max_length=MAX_MESSAGE)
     conversation_id: str = ""
@@ -54,14 +53,33 @@ class Said(BaseModel):
     """`temperature`, `max_tokens` …, as in the OpenAI API."""
 
 
-class StopWish(BaseModel):
-    """The body of `POST /stream/{id}/cancel`."""
-
-    model_config = ConfigDict(extra="forbid")
+class StopWish(Body):
+    """Which answer is to stop; no body at all means the latest."""
 
     run_id: str = ""
     """Empty: the latest that is open."""
     reason: str = Field("", max_length=500)
+
+
+class Accepted(BaseModel):
+    """It is stored, and will be answered."""
+
+    conversation_id: str
+    run_id: str
+    """Of the answer; also the id of the task."""
+    offset: int
+    """Of the first chunk of the answer."""
+    stream: str
+    """Where to read it."""
+
+
+class Stopped(BaseModel):
+    """What became of a wish to stop."""
+
+    conversation_id: str
+    run_id: str
+    cancelled: bool
+    """False: there was no such answer under way."""
 
 
 class Door:
@@ -86,6 +104,7 @@ class Door:
         """
         caller = self._gateway.caller(request)
         said = await _said(request)
+        caller.check_tenant(said.tenant_id)
         client = self._gateway.client(caller.tenant)
         agent = said.agent or await self._default_agent(client)
         given = request.headers.get("idempotency-key", "")

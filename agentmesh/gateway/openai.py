@@ -178,13 +178,17 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     """The OpenAI API of this gateway."""
 
     @operation(tags=["openai"])
+    @operation(tags=["openai"])
     async def models(request: Request) -> Response:
+        """The agents that can be chatted with, as models of the OpenAI API."""
         """List the agents that can chat, as models."""
         client = gateway.client(gateway.caller(request).tenant)
         return JSONResponse({"object": "list", "data": [_model(info) for info in await chat_agents(client)]})
 
     @operation(tags=["openai"], errors=[404])
+    @operation(tags=["openai"], errors=(404,))
     async def model(request: Request) -> Response:
+        """One of them."""
         """One model."""
         client = gateway.client(gateway.caller(request).tenant)
         name = request.path_params["model"]
@@ -199,7 +203,14 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         errors=[404, 504],
         example={"model": "llm", "messages": [{"role": "user", "content": "hi"}]},
     )
+    @operation(
+        tags=["openai"],
+        body=Completion,
+        errors=(400, 404, 429, 503, 504),
+        example={"model": "llm", "messages": [{"role": "user", "content": "Hello"}]},
+    )
     async def complete(request: Request) -> Response:
+        """The next message of a chat, as the OpenAI API has it; with `stream`, as server-sent events."""
         """Have an agent answer, in the shape of the OpenAI API; its name is the model.
 
         With `"stream": true` as server-sent events.
