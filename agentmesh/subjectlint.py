@@ -67,6 +67,8 @@ UNANSWERED = {
 """Where answers are published and nobody answers, and where to ask instead."""
 
 _DOOR = "ai.agent.message.*"
+_KEEPERS = "doors"
+"""Those of `agentmesh up`, which forward what comes there."""
 _MAIL = "ai.agent.message.*.*"
 
 
@@ -92,8 +94,12 @@ def _subscribed(use: Use) -> Misuse | None:
         if use.queue != "" and _within(use.subject, pattern):
             says = f"{use.subject} with {group}: of {what} only one member of the group gets each"
             return Misuse(says, "leave the queue out: everybody who subscribes gets it")
-    if use.queue != "" and _within(use.subject, _DOOR):
-        says = f"{use.subject} with {group}: every agent is a group of its own and gets all messages of the tenant"
+    if use.queue not in ("", _KEEPERS) and _within(use.subject, _DOOR):
+        if use.queue is None or use.queue.startswith("agent."):
+            problem = "every agent is a group of its own and gets all messages of the tenant"
+        else:
+            problem = "a message goes to any one member, whomever it is for"
+        says = f"{use.subject} with {group}: {problem}"
         return Misuse(says, "subscribe to the agent's own subject: ai.agent.message.TENANT.AGENT")
     if use.queue and _within(use.subject, _MAIL):
         agent = use.subject.rpartition(".")[2]

@@ -164,6 +164,10 @@ async def test_a_broker_is_asked_for_streams_that_answer_and_groups_that_do_not_
         (Use("subscribe", "ai.agent.topic.acme.news", None), "only one member"),
         (Use("subscribe", "ai.agent.topic.acme.news", "agent.reader"), ""),
         (Use("subscribe", "ai.agent.topic.acme.news", ""), ""),
+        (Use("subscribe", "ai.agent.message.acme", "agent.*"), "every agent is a group"),
+        (Use("subscribe", "ai.agent.message.acme", "workers"), "any one member"),
+        (Use("subscribe", "ai.agent.message.acme", "doors"), ""),  # of agentmesh up
+        (Use("subscribe", "ai.agent.message.acme", ""), ""),
         (Use("subscribe", "ai.agent.message.acme.writer", "agent.writer"), ""),
         (Use("subscribe", "ai.agent.message.acme.writer", "others"), "handled twice"),
         (Use("subscribe", "ai.agent.message.acme.*", "agent.*"), ""),

@@ -243,6 +243,7 @@ def test_a_stranger_gets_a_first_reply_without_docker_or_a_broker(bare: Path, tm
     run(*up, "--port", "0", cwd=project)
     try:
         assert "hi" in run("ask", "greeter", "hi", cwd=project)
+        run("check", "--strict", cwd=project)
     finally:
         run("down", cwd=project)
     with EmbeddedBroker(BrokerOptions(sync_always=False)) as broker:
