@@ -161,13 +161,13 @@ async def test_i6_on_loopback_only_its_own_names_are_known(gateway: Running, sta
 
 
 async def test_i8_more_requests_than_the_key_may_are_429_and_say_when(start_gateway: StartGateway) -> None:
-    gateway = await start_gateway(keys=(key(rate=0.5), key("other", "am_the-token-of-another")))
+    gateway = await start_gateway(keys=(key(rate=0.05), key("other", "am_the-token-of-another")))
     http = gateway.http
 
     assert (await http.get("/api/v1/tasks/x", headers=bearer())).status_code == 404
     refused = await http.get("/api/v1/tasks/x", headers=bearer())
     typed(refused, 429, "RESOURCE_EXHAUSTED")
-    assert 1 <= int(refused.headers["retry-after"]) <= 2
+    assert 1 <= int(refused.headers["retry-after"]) <= 20
     assert (await http.get("/api/v1/tasks/x", headers=bearer("am_the-token-of-another"))).status_code == 404
     assert (await http.get("/health", headers=bearer())).status_code == 200
 
