@@ -40,7 +40,6 @@ CORE_SUBJECTS = (
     "ai.stream.live.*.*",
     "svc.>",
     "ai.gateway.requests.*",
-    "ai.gateway.cache.>",
     "$SRV.>",
     "_INBOX.>",
 )

@@ -182,7 +182,7 @@ class Subjects:
 
     def all_durable_mailboxes(self) -> str:
         """For reading only."""
-        return f"ai.agent.mailbox.{self.tenant}.*"
+        return f"{self.at('agent', 'mailbox')}.*"
 
     # -- tasks
     def task_door(self) -> str:
@@ -251,7 +251,7 @@ class Subjects:
         return f"{self.at('stream', 'live')}.{token('stream id', stream_id)}"
 
     def all_streams(self) -> str:
-        return f"ai.stream.{self.tenant}.*"
+        return f"{self.at('stream', 'log')}.*"
 
     def stream_cursor(self, group: str, stream_id: str) -> str:
         """Where the position of a named reader is kept."""
@@ -259,11 +259,11 @@ class Subjects:
 
     def stream_control(self, stream_id: str) -> str:
         """Prompts for the producers of a stream."""
-        return f"ai.agent.control.{self.tenant}.stream.{token('stream id', stream_id)}"
+        return f"{self.at('agent', 'control')}.stream.{token('stream id', stream_id)}"
 
     def stream_controls(self) -> str:
         """Those of all streams: for subscribing only."""
-        return f"ai.agent.control.{self.tenant}.stream.*"
+        return f"{self.at('agent', 'control')}.stream.*"
 
     # -- control
     def control(self, what: str) -> str:

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from agentmesh.brokercheck import Weakness, weaknesses
+from agentmesh.streams.positions import CURSORS
 from agentmesh.subjects import may_overlap
-from agentmesh.tasks.layout import SPECS
+from agentmesh.tasks.layout import ALERTS, CACHE_LOG, OPERATIONS, SPECS
 from agentmesh.transport import StreamSpec, Transport, TransportOptions, streams
 from tests.harness import Server
 
@@ -29,7 +30,7 @@ async def look(transport: Transport, server: Server) -> list[Weakness]:
 
 
 async def test_a_broker_of_ours_has_no_weakness(transport: Transport, server: Server) -> None:
-    for spec in SPECS:
+    for spec in (*SPECS, OPERATIONS, ALERTS, CACHE_LOG, CURSORS):
         await transport.ensure_stream(spec)
 
     assert await look(transport, server) == []

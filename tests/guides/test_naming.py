@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import pytest
 
 from agentmesh import Agent, Event, Mesh, Request, Task, TaskContext, connect, handler
+from agentmesh.agents.llm import LLMGateway
+from agentmesh.agents.llm.client import LLMClient
 from agentmesh.errors import ConfigError
 from agentmesh.local import LocalServices
 from agentmesh.subjects import Subjects
@@ -97,6 +99,14 @@ async def test_everything_works_under_a_scheme_and_a_queue_group_of_ones_own(mes
     document = b'{"task_id": "by-hand", "task_type": "Square", "parameters": {"number": 5}}'
     await mesh.nats.publish(subject=get_topic("agent", "tasks", "tenant_123"), payload=document)
     assert await mesh.job("by-hand", Square).result(timeout=20) == 25
+
+    async with mesh.streams.run("chat-1") as run:
+        await run.send("stored")
+        await run.finish()
+    assert [chunk.content async for chunk in mesh.streams.read("chat-1", one_run=True)] == ["stored", ""]
+    await mesh.spawn(LLMGateway)
+    answer = await LLMClient(mesh).generate("What is 17 * 23?", timeout=20)
+    assert answer.text == "17 * 23 = 391"
 
     async with asyncio.timeout(20):
         assert {await heard.get(), await heard.get()} == {"kept", "rain"}
