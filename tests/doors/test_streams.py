@@ -11,10 +11,14 @@ import pytest
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 
-from agentmesh import Mesh, proto
+from agentmesh import Mesh, connect, proto
+from agentmesh.agents.llm import LLMGateway
 from agentmesh.agents.llm.client import LLMClient
+from agentmesh.chaos import Server
 from agentmesh.errors import (
+    BrokerError,
     DeadlineExceededError,
+    DeliveryError,
     InvalidMessageError,
     ModelError,
     NoRespondersError,
@@ -274,3 +278,27 @@ async def test_a_stream_of_a_hundred_thousand_tokens_is_complete(mesh: Mesh, mod
         chunk = LLMStreamChunk.FromString((await subscription.next_msg(timeout=60)).data)
         assert chunk.index == index
     assert chunk.is_final
+
+
+@pytest.mark.slow
+@pytest.mark.seed("A13", "A14")
+async def test_a_stream_over_a_restart_of_the_broker_goes_on_or_breaks_and_is_never_shorter(server: Server) -> None:
+    model = Model()
+    async with connect(server.url, own_thread=False) as mesh, connect(server.url, own_thread=False) as other:
+        await mesh.spawn(LLMGateway, {"default": model})
+        got: list[int] = []
+        reading = asyncio.create_task(
+            _read(LLMClient(other).infer_stream(inference_request("count 50000"), idle_timeout=5), got)
+        )
+        await eventually(lambda: len(got) > 1000, 60)
+
+        server.kill9()
+        await server.start()
+
+        (ended,) = await asyncio.gather(reading, return_exceptions=True)
+        if ended is None:
+            assert len(got) == 50_001
+        else:
+            assert isinstance(ended, (DeliveryError, BrokerError, ModelError))
+        assert got == list(range(len(got)))
+        await eventually(lambda: not model.under_way, 60, what="a reader that is gone is noticed")
