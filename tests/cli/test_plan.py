@@ -11,6 +11,7 @@ from agentmesh import config
 from agentmesh.cli.plan import make_plan, scaled
 from agentmesh.config import Settings
 from agentmesh.errors import UsageError
+from agentmesh.gateway.keys import digest
 from agentmesh.up.plan import UpPlan, default_nodes, dump, load
 
 FILE = """
@@ -123,3 +124,38 @@ def test_a_wrong_replica_count_is_refused(tmp_path: Path, text: str) -> None:
 def test_replicas_of_an_agent_that_is_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean greeter"):
         scaled(plan(tmp_path), ["greter=2"])
+
+
+HTTP = """
+[http]
+host = "0.0.0.0"
+port = 0
+token = "${TOKEN}"
+rate = 5
+max_body = "1KB"
+timeout = "1m"
+cors = ["https://app.example"]
+[http.keys.mobile]
+token = "sha256:%s"
+tenant = "acme"
+streams = 3
+[http.routes."POST /chat"]
+timeout = "2m"
+"""
+
+
+def test_the_http_gateway_is_as_the_settings_say_and_keeps_no_token(tmp_path: Path) -> None:
+    (tmp_path / "mesh.toml").write_text(HTTP % ("0" * 64))
+    made = make_plan(config.load(directory=tmp_path, environ={"TOKEN": "am_sixteen-and-more"}))
+    http = made.http
+
+    assert http is not None
+    assert (http.host, http.port, http.max_body, http.timeout) == ("0.0.0.0", 0, 1024, 60.0)
+    assert (http.cors, http.routes) == (("https://app.example",), {"POST /chat": 120.0})
+    own, mobile = http.keys
+    assert (own.name, own.tenant, own.rate, own.digest) == ("token", "", 5.0, digest("am_sixteen-and-more"))
+    assert (mobile.name, mobile.tenant, mobile.streams, mobile.digest) == ("mobile", "acme", 3, "0" * 64)
+    assert b"am_sixteen" not in dump(made)
+    assert load(dump(made)) == made
+    off = settings(tmp_path, "[http]\nenabled = false\n")
+    assert make_plan(off).http is None

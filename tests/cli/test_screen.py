@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agentmesh.cli.output import Output
 from agentmesh.cli.screen import Screen
+from agentmesh.gateway.options import GatewayOptions, KeyOptions
 from agentmesh.up import events
 from agentmesh.up.plan import AgentPlan, BrokerPlan, ToolsPlan, UpPlan
 
@@ -131,3 +133,24 @@ def test_an_agent_that_was_stopped_with_its_group_is_not_shown_as_starting(capsy
 
     words = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["broken", "0/1", "shared", "stopped", "ImportError:", "no"] in words
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize(
+    ("http", "says"),
+    [
+        (GatewayOptions(), "● http       http://127.0.0.1:8000    no login on loopback; see /docs"),
+        (
+            GatewayOptions(keys=(KeyOptions("a", "0" * 64),)),
+            "● http       http://127.0.0.1:8000    with a token; see /docs",
+        ),
+    ],
+)
+def test_a_start_shows_where_the_http_gateway_is_and_whether_it_needs_a_token(
+    http: GatewayOptions, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = Screen(Output(), replace(PLAN, http=http))
+    screen(events.ServiceReady(service="gateway", process="gateway", pid=7, url="http://127.0.0.1:8000"))
+    screen(events.LogLine(source="gateway", text="http ready: http://127.0.0.1:8000"))
+
+    assert capsys.readouterr().out == f"  ● http       http://127.0.0.1:8000    {says}; see /docs\n"
