@@ -214,6 +214,7 @@ async def test_what_a_stopped_mesh_logged_can_still_be_read(project: Path) -> No
         ("hello.agents",),
         ("--nodes", "0"),
         ("--port", "70000"),
+        ("--log-format", "xml"),
     ],
 )
 async def test_what_cannot_be_meant_ends_with_2_and_starts_nothing(tmp_path: Path, arguments: tuple[str, ...]) -> None:
