@@ -29,7 +29,7 @@ KINDS = (
 )
 """The kinds that agentmesh gives a meaning to; any other is carried as well."""
 
-_HISTORY = frozenset({"attempt", "returned", "waits", "began", "step"})
+_HISTORY = ("attempt", "returned", "waits", "began", "step")
 """What a task's stream also holds: the task's own history, which is nobody's text."""
 
 
@@ -213,6 +213,6 @@ def _time(value: Any) -> datetime:
     """The seeds' programs write a time of day without a zone, and mean UTC."""
     try:
         time: datetime = msgspec.convert(value, datetime)
-    except msgspec.ValidationError:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):  # the latter at the ends of the calendar
         return now()
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

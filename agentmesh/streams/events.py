@@ -35,6 +35,9 @@ _BATCH = 64 * 1024
 _WAITING = 1_000
 """Events a writer holds before `append` waits."""
 
+MAX_DIGITS = 19
+"""A number of more digits is none of ours."""
+
 _WRITERS = 1_000
 """Writers of one stream whose numbers a reader remembers."""
 
@@ -57,7 +60,7 @@ class StreamEvent(msgspec.Struct, omit_defaults=True):
     def writer(self) -> str:
         """Empty for a foreign one."""
         writer, _, digits = self.id.rpartition("-")
-        return writer if digits.isdecimal() else ""
+        return writer if digits.isdecimal() and len(digits) < MAX_DIGITS else ""
 
     @property
     def number(self) -> int:

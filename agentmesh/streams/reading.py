@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agentmesh.errors import StreamGapError
 from agentmesh.streams.chunk import RESTARTED, TERMINAL, Chunk, decode_chunks
+from agentmesh.streams.events import MAX_DIGITS
 from agentmesh.streams.follow import STREAM
 from agentmesh.subjects import Subjects
 from agentmesh.transport import Transport
@@ -140,7 +141,7 @@ class Reading:
         told: list[Chunk] = []
         for chunk in chunks:
             writer, _, number = chunk.id.rpartition("-")
-            if number.isdecimal() and writer:
+            if writer and number.isdecimal() and len(number) < MAX_DIGITS:
                 self.is_task = True
                 if writer in self._replaced:
                     continue

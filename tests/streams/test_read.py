@@ -12,6 +12,7 @@ from agentmesh import Mesh, connect
 from agentmesh.errors import InvalidMessageError, StreamGapError, StreamIdleError
 from agentmesh.metrics import metrics_of
 from agentmesh.streams import STREAM, Chunk
+from agentmesh.transport import Transport, TransportOptions
 from tests.harness import Server, eventually
 
 SOON = 10.0
@@ -262,7 +263,14 @@ async def test_a_hole_in_what_is_kept_is_noticed(mesh: Mesh, chat: str) -> None:
 async def test_what_other_programs_write_is_read_and_counted(mesh: Mesh, chat: str) -> None:
     subject = mesh.subjects.stream(chat)
     seed = b'{"id":"a","conversation_id":"c","content":"Hi","type":"text","timestamp":"2024-01-01T00:00:00.000001"}'
-    for body in (seed, b"\xff", b"[]", b"7", b'[{"content":"x"},{"type":"poem","content":{"a":1},"role":3}]'):
+    for body in (
+        seed,
+        b"\xff",
+        b"[]",
+        b"7",
+        b'{"type":"step"}',
+        b'[{"content":"x"},{"type":"poem","content":{"a":1},"role":3}]',
+    ):
         await mesh.transport.publish_durable(subject, body)
     await say(mesh, chat, ["Hello"])
     await mesh.transport.publish_durable(subject, b'{"content":"y","type":"finish"}')
@@ -274,6 +282,10 @@ async def test_what_other_programs_write_is_read_and_counted(mesh: Mesh, chat: s
         (5, "finish", "y"),
     ]
     assert (chunks[0].timestamp.isoformat(), chunks[2].data) == ("2024-01-01T00:00:00.000001+00:00", {"a": 1})
+    hostile = f'{{"id":"w-{"9" * 5000}","type":[],"offset":1e300,"content":"z"}}'
+    await mesh.transport.publish_durable(f"{subject}-2", hostile.encode())
+    assert await texts(mesh.streams.read(f"{chat}-2", follow=False)) == ["z"]
+    assert [event async for event in mesh.streams.events(f"{chat}-2", follow=False)] == []
     for chunk in chunks:
         rest = mesh.streams.read(chat, cursor=chunk.cursor, follow=False)
         assert [one.offset async for one in rest] == list(range(chunk.offset + 1, 6))
@@ -396,3 +408,20 @@ async def test_f2_a_server_killed_in_the_middle_changes_nothing_of_the_text(serv
         assert await asyncio.wait_for(reading, 30) == [*numbers(100), ""]
         assert await texts(mesh.streams.read(chat, to_end=True)) == [*numbers(100), ""]
         await eventually(lambda: mesh.transport.is_connected, SOON, what="the connection is back")
+
+
+async def test_d6_a_conversation_goes_on_when_an_administrator_deletes_the_stream(server: Server, chat: str) -> None:
+    async with connect(server.url) as mesh, await Transport.connect(TransportOptions(url=server.url)) as admin:
+        async with mesh.streams.run(chat) as run:
+            await run.send("before")
+            await run.flush()
+            reading = mesh.streams.read(chat, one_run=True)
+            assert (await anext(reading)).content == "before"
+
+            await admin.delete_stream(STREAM)
+            async with asyncio.timeout(SOON):
+                await run.send("after")
+                await run.finish()
+                assert await texts(reading) == ["after", ""]
+
+        assert await texts(mesh.streams.read(chat, to_end=True)) == ["after", ""]

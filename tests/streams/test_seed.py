@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import sys
@@ -10,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -27,6 +29,7 @@ from agentmesh.errors import (
 )
 from agentmesh.ids import new_id
 from agentmesh.streams import KINDS, TERMINAL, AsyncPublisher, AsyncSubscriber, Chunk, Config, Publisher, Subscriber
+from agentmesh.streams.chunk import decode_chunks
 from agentmesh.transport import Transport, TransportOptions
 from tests.harness import eventually
 from tests.harness.fixtures import SpawnProcess
@@ -342,6 +345,29 @@ texts = st.text(max_size=20)
 def test_every_chunk_survives_json_whatever_its_kind(chunk: Chunk) -> None:
     assert Chunk.from_json(chunk.to_json()) == chunk
     assert Chunk.from_json(chunk.to_json().replace(b"{", b'{"from_later":[1],', 1)) == chunk
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts | st.just("0001-01-01T00:00:00+23:59"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=4,
+)
+FIELDS = ("id", "conversation_id", "type", "content", "timestamp", "role", "data", "run_id", "epoch", "index", "offset")
+
+
+@pytest.mark.seed("D4")
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(FIELDS), anything), min_size=1, max_size=3), st.integers(0, 9))
+def test_whatever_is_stored_is_read_as_numbered_chunks_or_passed_over(documents: list[Any], offset: int) -> None:
+    data = json.dumps(documents).encode()
+
+    chunks = decode_chunks(data, 7, offset)
+
+    assert len(chunks) <= len(documents)
+    for number, chunk in enumerate(chunks):
+        assert chunk.sequence == 7 or (chunk.offset, chunk.sequence) == (offset + number, 0)
+        assert Chunk.from_json(chunk.to_json()).content == chunk.content
+    assert decode_chunks(data[:-1], 7, offset) == []
 
 
 @pytest.mark.seed("D24")
