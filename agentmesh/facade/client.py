@@ -36,7 +36,7 @@ from agentmesh.facade.working import Working
 from agentmesh.ids import new_id
 from agentmesh.registry import nobody_on
 from agentmesh.subjects import Subjects, may_overlap
-from agentmesh.tasks.layout import SPECS, TASKS, ensure_streams, named, use_scheme
+from agentmesh.tasks.layout import CACHE_LOG, OPERATIONS, SPECS, TASKS, ensure, ensure_streams, named, use_scheme
 from agentmesh.tasks.pressure import IMPATIENT, Pressure
 from agentmesh.transport import PubAck, StreamSpec, Transport, TransportOptions
 from agentmesh.transport.wire import check_pattern, check_subject
@@ -60,6 +60,10 @@ BATCH = 512
 """Durable messages of a batch under way at a time."""
 
 _KNOWN = 1024
+
+_CORE = frozenset(spec.name for spec in SPECS)
+_NAMED = {spec.name: spec for spec in (*SPECS, OPERATIONS, CACHE_LOG)}
+"""Streams that keep what programs of any kind send, by name."""
 
 Headers = Mapping[str, Any] | None
 
@@ -466,9 +470,10 @@ class NATSClient:
             return ""
         known = self._kept.get(subject)
         if known is None:
-            known = next((spec.name for spec in _ours(transport, subject)), "")
-            if known:
-                await ensure_streams(transport)
+            known = ""
+            for spec in _ours(transport, subject):
+                await (ensure_streams(transport) if spec.name in _CORE else ensure(transport, _NAMED[spec.name]))
+                known = spec.name
             self._remember(subject, known)
         if known or durable is None:
             return known
@@ -488,7 +493,7 @@ def _ours(transport: Transport, subject: str) -> list[StreamSpec]:
     """The streams of agentmesh that keep what is sent to the subject."""
     return [
         spec
-        for spec in (named(transport, spec) for spec in SPECS)
+        for spec in (named(transport, spec) for spec in _NAMED.values())
         if any(may_overlap(subject, pattern) for pattern in spec.subjects)
     ]
 

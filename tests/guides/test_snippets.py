@@ -407,8 +407,8 @@ class LLMOperation:
     timestamp: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
-async def test_an_operation_is_logged_by_a_plain_publish(
-    nats_client: NATSClient, codec: CodecSerializer, tenant_id: str
+async def test_an_operation_is_logged_durably_by_the_publish_of_the_guide(
+    nats_client: NATSClient, codec: CodecSerializer, tenant_id: str, mesh: Mesh
 ) -> None:
     seen: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     await nats_client.subscribe(
@@ -442,6 +442,8 @@ async def test_an_operation_is_logged_by_a_plain_publish(
         logged = await seen.get()
     assert logged["operation_id"] == "op-1"
     assert logged["tokens"] == {"prompt": 3, "completion": 4, "total": 7}
+    stored = await mesh.transport.messages("OPERATIONS", f"ai.llmops.operations.{tenant_id}")
+    assert [codec.decode(message.data)["operation_id"] for message in stored] == ["op-1"]
 
 
 # ------------------------------------------------------------ error handling, customisation
