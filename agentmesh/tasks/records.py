@@ -193,7 +193,7 @@ class Records:
 
     async def _write(self, path: str, desk: _Desk, record: Record) -> None:
         data = encode(record)
-        kept = _HELD if record.holders else _IDLE + record.period
+        kept = max(_HELD if record.holders else _IDLE, _IDLE + record.period)
         expected, desk.revision = desk.revision, -1  # not known while we do not know what becomes of it
         ack = await self._transport.publish_durable(
             self._subjects.limit(path),

@@ -8,6 +8,7 @@ take (dollars).
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -106,6 +107,7 @@ class Taken:
     at: dict[Bound, float] = field(default_factory=dict)
     """When it counts from: broker time."""
     amounts: dict[Bound, int] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)
 
 
 class _Count(Operation):
@@ -135,10 +137,10 @@ class _Count(Operation):
         return True
 
     def _room_at(self, record: Record, used: int) -> float:
-        for time, count in record.starts:
+        for moment, count in record.starts:
             used -= count
             if used + self.amount <= self.bound.allowed:
-                return time + self.bound.period
+                return moment + self.bound.period
         return 0.0
 
 
@@ -149,9 +151,9 @@ class _Correct(Operation):
         self.at, self.more = at, more
 
     def apply(self, record: Record, gone: Collection[str]) -> bool:
-        for index, (time, count) in enumerate(record.starts):
-            if time >= self.at:
-                record.starts[index] = (time, max(0, count + self.more))
+        for index, (moment, count) in enumerate(record.starts):
+            if moment >= self.at:
+                record.starts[index] = (moment, max(0, count + self.more))
                 return True
         return False
 
@@ -190,21 +192,17 @@ class _Reserve(Operation):
 class _Spend(Operation):
     """What was set aside came to `amount` nano-dollars."""
 
-    def __init__(self, records: Records, bound: Bound, amount: int, mark: str) -> None:
+    def __init__(self, records: Records, bound: Bound, amount: int, mark: str, lapsed: bool) -> None:
         self._clock = records.clock
-        self.bound, self.amount, self.mark = bound, amount, mark
+        self.bound, self.amount, self.mark, self.lapsed = bound, amount, mark, lapsed
         self.spent = 0
         """All of the day, with it."""
 
     def apply(self, record: Record, gone: Collection[str]) -> bool:
         midnight = _midnight(self._clock.earliest())
-        if record.holders.pop(self.mark, None) is None and f"{self.mark}~" in record.holders:
+        if record.holders.pop(self.mark, None) is None and not self.lapsed:
             self.spent = _spent(record, midnight)
             return False  # stored before, its confirmation got lost
-        # What was spent is noted for a moment, so that doing it again is no second spending.
-        for mark in [mark for mark, holder in record.holders.items() if mark.endswith("~") and mark in gone]:
-            del record.holders[mark]
-        record.holders[f"{self.mark}~"] = Holder("0", ttl=10.0)
         self.spent = _spent(record, midnight) + self.amount
         record.allowed, record.period, record.key = self.bound.allowed, DAY, self.bound.owner
         record.starts = [(midnight, self.spent)]
@@ -280,6 +278,7 @@ class Meter:
             What has been spent this day under each bound of money, in US dollars.
         """
         spent: dict[Bound, float] = {}
+        lapsed = time.monotonic() - taken.since > self._ttl  # others may have taken the reservation for lost
         amounts, taken.amounts = taken.amounts, {}
         for bound, amount in amounts.items():
             if bound.unit == "slots":
@@ -287,7 +286,7 @@ class Meter:
                 continue
             records = self._of(taken.tenant)
             if bound.unit == "usd":
-                done = await records.do(bound.path, _Spend(records, bound, nano(dollars), taken.mark))
+                done = await records.do(bound.path, _Spend(records, bound, nano(dollars), taken.mark, lapsed))
                 spent[bound] = done.spent / NANO
                 continue
             used = 0 if tokens is None else 1 if bound.unit == "requests" else tokens

@@ -176,7 +176,9 @@ class Pipeline:
 
     async def _shared(self, asked: Asked) -> AsyncGenerator[LLMPart, None]:
         """The answer to all equal requests of the moment: the first one has the model asked."""
-        place = f"{asked.digest}/{asked.user}/{asked.request.wait}/{asked.request.priority}"
+        place = asked.digest
+        if self._meter.of_caller(asked.tenant, asked.user):  # whoever is refused is refused alone
+            place += f"/{asked.user}/{asked.request.wait}/{asked.request.priority}"
         flight = self._flights.find(place) if self._settings.coalesce else None
         mine = flight is None
         if flight is None:

@@ -208,6 +208,10 @@ class Turns:
         finally:
             if self._lines.get(path) is line:
                 del self._lines[path]
+            while len(line):  # nobody gives turns any more
+                left = line.pop()
+                if not left.given.done():
+                    left.given.set_exception(ModelError("UNAVAILABLE", "the gateway stops"))
 
     async def _try(self, path: str, line: Line) -> bool:
         """Give the next one its turn; whether another one should be tried at once."""

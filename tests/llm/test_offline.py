@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -252,3 +253,36 @@ async def test_the_choice_of_tools_is_respected() -> None:
     assert await calls("What is 6 * 7?", tools=TOOLS, tool_choice="none") == []
     assert await calls('Note "buy milk"', tools=TOOLS, tool_choice=named) == [("save_note", {"text": "buy milk"})]
     assert len(await calls("Tell me a story", tools=TOOLS, tool_choice="required")) == 1
+
+
+HOSTILE = (
+    "a",
+    " ",
+    "\n",
+    "1",
+    "1,",
+    "1+",
+    "(",
+    "A. ",
+    "Mr. A ",
+    "a: ",
+    "a@",
+    "a/",
+    "1-",
+    "Ab ",
+    "what did I say ",
+    '"',
+)
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+async def test_no_text_takes_for_ever(piece: str) -> None:
+    """Rules that look again at everything for each character would need minutes."""
+    text = piece * (200_000 // len(piece))
+    wanted = {"type": "json_schema", "json_schema": {"schema": PERSON}}
+
+    async with asyncio.timeout(60):
+        await parts(f"Summarise: {text}")
+        await parts(f"Extract: {text}", response_format=wanted)
+        await parts(f"The weather {text}", tools=TOOLS)
+        await parts(system(text), "What is said about it?")

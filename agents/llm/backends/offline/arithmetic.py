@@ -8,6 +8,9 @@ import re
 from collections.abc import Callable
 from decimal import Decimal, DivisionByZero, InvalidOperation, localcontext
 
+LONGEST = 1000
+"""Characters that are looked at."""
+
 _WORDS = (
     (r"\bdivided by\b", "/"), (r"\bmultiplied by\b", "*"), (r"\b(?:to the power of|raised to)\b", "**"),
     (r"\bsquared\b", "**2"), (r"\btimes\b", "*"), (r"\bplus\b", "+"), (r"\bminus\b", "-"), (r"[×·]", "*"),
@@ -31,7 +34,7 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}|\d{1,2}/\d{1,2}/\d{2,4}|\+?\d+(?:-\d+){2,
 
 def expression_in(text: str) -> str:
     """The sum in the text, in signs; empty if there is none. Dates and telephone numbers are none."""
-    plain = _DATE.sub(" ", text)
+    plain = _DATE.sub(" ", text[:LONGEST])
     for pattern, sign in _WORDS:
         plain = re.sub(pattern, sign, plain, flags=re.IGNORECASE)
     percent = _PERCENT.search(plain)
@@ -43,7 +46,7 @@ def expression_in(text: str) -> str:
 
 def worked_out(text: str) -> str:
     """The answer to the sum in the text, such as `2 + 3 = 5`; empty if there is none."""
-    many = _MANY.search(text.lower())
+    many = _MANY.search(text[:LONGEST].lower())
     if many is not None and (numbers := [Decimal(number) for number in _NUMBER.findall(many[2])]):
         return _of_many(many[1], numbers)
     expression = expression_in(text)

@@ -18,6 +18,9 @@ from agentmesh.agents.llm.messages import LLMPart
 from agentmesh.config import ModelSettings
 from agentmesh.ids import new_id
 
+LARGE = 10_000
+"""Characters from which on a thread does the reading: others are not to wait for it."""
+
 AT_ONCE = 16
 """Tokens after which others get a turn."""
 
@@ -34,15 +37,14 @@ class OfflineBackend:
         self._delay = float((settings.options if settings else {}).get("delay", 0.0))
 
     async def generate(self, call: ModelCall) -> AsyncGenerator[LLMPart, None]:
-        material = sort_out(call)
-        prompt = prompt_tokens(call)
-        calls = [as_part(tool, arguments, f"call_{new_id()}") for tool, arguments in wanted(call, material)]
+        large = sum(len(message.content) for message in call.messages) > LARGE or bool(call.context)
+        prompt, calls, text = await asyncio.to_thread(_made, call) if large else _made(call)
         if calls:
             for one in calls:
                 yield LLMPart(type="tool_call", data=one)
             yield _finish("tool_calls", prompt, sum(count_tokens(json.dumps(one["function"])) for one in calls))
             return
-        tokens, reason = _limited(_text(call, material), call.params.stop, call.params.max_tokens)
+        tokens, reason = _limited(text, call.params.stop, call.params.max_tokens)
         for number, token in enumerate(tokens):
             if self._delay or number % AT_ONCE == 0:
                 await asyncio.sleep(self._delay)
@@ -51,6 +53,13 @@ class OfflineBackend:
 
     async def close(self) -> None:
         """There is nothing to close."""
+
+
+def _made(call: ModelCall) -> tuple[int, list[dict[str, Any]], str]:
+    """Tokens of the question, the tools to call, and if there are none the answer."""
+    material = sort_out(call)
+    calls = [as_part(tool, arguments, f"call_{new_id()}") for tool, arguments in wanted(call, material)]
+    return prompt_tokens(call), calls, "" if calls else _text(call, material)
 
 
 def prompt_tokens(call: ModelCall) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from agentmesh.agents.llm.backends.base import ModelCall
 from agentmesh.agents.llm.backends.offline.rank import Piece, pieces_of
-from agentmesh.agents.llm.backends.offline.text import sentences
+from agentmesh.agents.llm.backends.offline.text import sentences, tidied
 from agentmesh.chat import ChatMessage
 
 _INSTRUCTION = re.compile(
@@ -23,6 +23,9 @@ _INSTRUCTION = re.compile(
 _ASKED = re.compile(r"(?:^|\n)\s*(?:question|query|user question|task|q)\s*:\s*(.+?)\s*(?:\n\s*(?:answer|a)\s*:?\s*)?$",
                     re.IGNORECASE | re.DOTALL)  # fmt: skip
 _LABEL = re.compile(r"^(?:context|document|text|passage|article|background|source)s?\s*:\s*", re.IGNORECASE)
+LONGEST_ASK = 4000
+"""Characters of a question."""
+
 _TEXT_KEYS = ("text", "content", "page_content", "body", "snippet", "passage", "value")
 _TITLE_KEYS = ("title", "name", "source", "document_id", "id", "url")
 
@@ -53,11 +56,13 @@ def sort_out(call: ModelCall) -> Material:
     messages = call.messages
     last = max((n for n, message in enumerate(messages) if message.role == "user"), default=len(messages) - 1)
     after = messages[last + 1 :]
-    ask, rest = split_ask(messages[last].content)
+    ask, rest = split_ask(tidied(messages[last].content))
+    if len(ask) > LONGEST_ASK:  # no question, but a text without one
+        ask, rest = ask[:LONGEST_ASK], f"{ask} {rest}"
     given = [*documents(call.context)]
     for message in messages:
         if message.role == "system":
-            given += [piece for piece in pieces_of(message.content) if not _INSTRUCTION.match(piece.text)]
+            given += [piece for piece in pieces_of(tidied(message.content)) if not _INSTRUCTION.match(piece.text)]
     given += pieces_of(rest)
     return Material(
         ask=ask,

@@ -14,13 +14,16 @@ Schema = Mapping[str, Any]
 MISSING: Any = object()
 """The text says nothing that would fit."""
 
+LONGEST = 20_000
+"""Characters that are looked at: rules that look for everything everywhere take their time."""
+
 _DEEP = 12
-_NUMBER = re.compile(r"(?<![\w.-])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\w-])")
+_NUMBER = re.compile(r"(?<![\w.-])-?\d{1,18}(?:,\d{3}){0,5}(?:\.\d{1,18})?(?![\w-])")
 _QUOTED = re.compile(r"[\"“”`]([^\"“”`]+)[\"“”`]|(?<!\w)'([^']+)'(?!\w)")
 _LINE = r"[;\n]|\.(?:\s|$)|$"
 _NAME = r"[A-ZÀ-Þ][\w'’-]*(?:\s+(?:(?:de|van|von|of|la)\s+)?[A-ZÀ-Þ][\w'’-]*)*"
 _FORMATS = {
-    "email": re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"),
+    "email": re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}"),
     "uri": re.compile(r"https?://[^\s<>\"')]+[^\s<>\"').,;]"),
     "date": re.compile(r"\b\d{4}-\d{2}-\d{2}\b"),
     "date-time": re.compile(r"\b\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(?::\d{2})?(?:Z|[+-]\d{2}:\d{2})?"),
@@ -51,9 +54,9 @@ class Filler:
     def __init__(
         self, text: str, root: Schema, *, whole: str | None = None, answer: Callable[[str], str] | None = None
     ) -> None:
-        self._text = text
+        self._text = text[:LONGEST]
         self._root = root
-        self._whole = text if whole is None else whole
+        self._whole = self._text if whole is None else whole
         self._answer = answer
         self._used: set[tuple[int, int]] = set()
 
@@ -156,7 +159,7 @@ class Filler:
                 begin = max(0, match.start() - 12)
                 found.append((self._text[begin : match.start()], begin))
         if "age" in _parts(name):
-            found += [(m.group(), m.start()) for m in re.finditer(r"\d+[\s-]years?[\s-]old", self._text)]
+            found += [(m.group(), m.start()) for m in re.finditer(r"(?<!\d)\d{1,3}[\s-]years?[\s-]old", self._text)]
         return [*found, (self._text, 0)]
 
     def _boolean(self, name: str) -> Any:

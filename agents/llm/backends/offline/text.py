@@ -7,6 +7,10 @@ import re
 _END = re.compile(r"(?<=[.!?…])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9À-Þ])")
 _LINE = re.compile(r"\n\s*(?:[-*•]\s+|\d{1,3}[.)]\s+)?|^\s*(?:[-*•]\s+|\d{1,3}[.)]\s+)")
 _ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|Mr|Mrs|Ms|Dr|Prof|St|No|approx|Fig|cf)|\b[A-Z])\.$")
+_BLANK = re.compile(r"\s{3,}")
+_LONGEST = 500
+"""Characters of a sentence to which another one is joined."""
+
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _SUFFIXES = (
     ("ational", "ate"), ("ization", "ize"), ("fulness", "ful"), ("ities", "y"), ("ness", ""), ("ments", ""),
@@ -25,14 +29,20 @@ STOPWORDS = frozenset(
 )
 
 
+def tidied(text: str) -> str:
+    """Without long gaps: what looks for the end of each takes its time."""
+    return _BLANK.sub(lambda gap: "\n\n" if "\n" in gap.group() else "  ", text)
+
+
 def sentences(text: str) -> list[str]:
     """The sentences of a text, without marks of lists; each line is one at least."""
     found: list[str] = []
     for line in _LINE.split(text):
         parts = [part for part in _END.split(line.strip()) if part]
         for part in parts:
-            if found and part is not parts[0] and _ABBREVIATION.search(found[-1]):
-                found[-1] += f" {part}"
+            last = found[-1] if found and part is not parts[0] else ""
+            if last and len(last) < _LONGEST and _ABBREVIATION.search(last[-12:]):
+                found[-1] = f"{last} {part}"
             else:
                 found.append(part)
     return [sentence for sentence in found if _WORD.search(sentence)]
