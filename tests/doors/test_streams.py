@@ -282,7 +282,7 @@ async def test_a_stream_of_a_hundred_thousand_tokens_is_complete(mesh: Mesh, mod
 
 @pytest.mark.slow
 @pytest.mark.seed("A13", "A14")
-async def test_a_stream_over_a_restart_of_the_broker_goes_on_or_breaks_and_is_never_shorter(server: Server) -> None:
+async def test_chunks_over_a_restart_of_the_broker_go_on_or_break_and_are_never_fewer(server: Server) -> None:
     model = Model()
     async with connect(server.url, own_thread=False) as mesh, connect(server.url, own_thread=False) as other:
         await mesh.spawn(LLMGateway, {"default": model})
