@@ -697,10 +697,10 @@ class Client:
             self._nats = NATSClient.on(self.transport, self.subjects)
         return self._nats
 
-    async def end_nats(self) -> None:
-        """End the subscriptions made through `nats`."""
+    async def end_nats(self, grace: float = 1.0) -> None:
+        """End the subscriptions made through `nats`; callbacks get `grace` seconds to finish."""
         if self._nats is not None:
-            await self._nats.close()
+            await self._nats.close(grace=grace)
 
     # ------------------------------------------------------------ services
     def memory(self, namespace: str) -> Memory:

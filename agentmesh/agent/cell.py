@@ -249,7 +249,7 @@ class AgentCell:
         if self._life is not life:
             return  # somebody else ended it at the same time
         self._life = None
-        await self.client.end_nats()  # the next life makes its own
+        await self.client.end_nats(1.0 if hooks else 0.0)  # the next life subscribes for itself
         if hooks:
             if life.cause is not None:
                 await self._last_words("on_failure", life.instance.on_failure(*life.cause))
