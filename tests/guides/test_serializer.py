@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -25,6 +25,7 @@ JSON = st.recursive(
 
 
 @pytest.mark.seed("B52")
+@settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.text(), JSON, max_size=6))
 def test_what_is_encoded_is_decoded_with_a_version(document: dict[str, Any]) -> None:
     codec = CodecSerializer()
