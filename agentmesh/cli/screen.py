@@ -112,8 +112,8 @@ class Screen:
         elif event.service == "tools":
             self._bullet("tools", event.process, ", ".join(self._plan.tools.targets))
         elif event.service == "gateway":
-            is_open = self._plan.http is None or self._plan.http.open
-            self._bullet("http", event.url, f"{'no login on loopback' if is_open else 'with a token'}; see /docs")
+            login = "no login on loopback" if self._plan.http is None or self._plan.http.open else "with a token"
+            self._bullet("http", event.url, f"{login}; see /ui and /docs")
 
     def _agent(self, event: events.AgentState) -> None:
         agent = self._agents.setdefault(event.name, _Shown(event.isolation, 1))

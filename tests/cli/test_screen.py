@@ -153,4 +153,4 @@ def test_a_start_shows_where_the_http_gateway_is_and_whether_it_needs_a_token(
     screen(events.ServiceReady(service="gateway", process="gateway", pid=7, url="http://127.0.0.1:8000"))
     screen(events.LogLine(source="gateway", text="http ready: http://127.0.0.1:8000"))
 
-    assert capsys.readouterr().out == f"  ● http       http://127.0.0.1:8000    {says}; see /docs\n"
+    assert capsys.readouterr().out == f"  ● http       http://127.0.0.1:8000    {says}; see /ui and /docs\n"
