@@ -99,6 +99,13 @@ class Protocol(H11Protocol):
             self._write_timer = None
         super().resume_writing()
 
+    def shutdown(self) -> None:
+        """The server stops."""
+        if self._refused:  # there is nothing left to say
+            self.transport.abort()
+        else:
+            super().shutdown()
+
     def send_400_response(self, msg: str) -> None:
         """What cannot be read as a request at all."""
         self._answer(400, "INVALID_ARGUMENT", msg)

@@ -14,6 +14,7 @@ import msgspec
 
 from agentmesh.errors import (
     AgentMeshError,
+    ConfigError,
     NoRespondersError,
     SupervisionError,
 )
@@ -225,12 +226,19 @@ class Fleet:
         return not node.shared and any(self.agents[entry.name].grouped for entry in node.agents)
 
     def _free_port(self, options: GatewayOptions) -> int:
-        """The port that was asked for, or else the usual one, or else a free one that nobody takes meanwhile."""
+        """The port that was asked for, or else the usual one, or else a free one that nobody takes meanwhile.
+
+        Raises:
+            ConfigError: The address is not one of this machine.
+        """
         if options.port:
             return options.port
-        if options.port is None and is_free(options.host, DEFAULT_PORT):
-            return DEFAULT_PORT
-        self._reserved = reserve(options.host)
+        try:
+            if options.port is None and is_free(options.host, DEFAULT_PORT):
+                return DEFAULT_PORT
+            self._reserved = reserve(options.host)
+        except OSError as error:
+            raise ConfigError("http.host", f"{options.host!r} is no address of this machine: {error}") from error
         if options.port is None:
             text = f"port {DEFAULT_PORT} is taken by {listener(DEFAULT_PORT)}; the gateway takes {self._reserved.port}"
             self.emit(Warned(source="http", text=text, hint="choose one with --http HOST:PORT"))

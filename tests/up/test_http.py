@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from agentmesh import ports, runfile
-from agentmesh.gateway.options import GatewayOptions
+from agentmesh.errors import ConfigError
+from agentmesh.gateway.options import GatewayOptions, KeyOptions
 from agentmesh.up import LogLine, Restarted, ServiceReady, Stopped, Warned, fleet
 from tests.harness import eventually
 from tests.up.conftest import GREETER, StartMesh
@@ -76,6 +77,14 @@ async def test_a_usual_port_that_is_taken_is_not_insisted_on(
     assert ready.url != f"http://127.0.0.1:{port}"
     async with httpx.AsyncClient(base_url=ready.url, trust_env=False) as http:
         assert (await http.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+async def test_an_address_of_another_machine_is_refused(start_mesh: StartMesh, host: str) -> None:
+    key = KeyOptions("somebody", "0" * 64)
+
+    with pytest.raises(ConfigError, match=rf"http\.host: '{host}' is no address of this machine"):
+        await start_mesh(GREETER, http=GatewayOptions(host=host, keys=(key,)))
 
 
 async def test_a_port_that_was_asked_for_and_is_taken_is_said_and_the_agents_run(start_mesh: StartMesh) -> None:
