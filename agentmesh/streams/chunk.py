@@ -140,10 +140,9 @@ def decode_chunks(data: bytes, sequence: int, offset: int) -> list[Chunk]:
     """
     try:
         chunks = _decode_many(data) if data[:1] == b"[" else [_decode_one(data)]
-        numbered = bool(chunks) and chunks[0].run_id != "" and chunks[0].offset >= 0
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        numbered = False
-    if not numbered:
+        return _foreign(data, offset)
+    if not (chunks and chunks[0].run_id and chunks[0].offset >= 0):
         return _foreign(data, offset)
     for chunk in chunks:
         chunk.sequence = sequence

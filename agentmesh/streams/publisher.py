@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-from collections.abc import AsyncIterable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -267,7 +267,7 @@ async def _finish(run: Run) -> None:
         await run.close()
 
 
-async def _closable(chunks: AsyncIterable[Chunk | str]) -> Any:
+async def _closable(chunks: AsyncIterable[Chunk | str]) -> AsyncGenerator[Chunk | str, None]:
     """The items of any asynchronous iterable; closing it closes a generator beneath."""
     try:
         async for item in chunks:
