@@ -9,11 +9,15 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 import pytest
+from starlette.requests import Request
 
 from agentmesh import Agent, AgentRef, Context, Prompt, handler
 from agentmesh.errors import ConfigError
 from agentmesh.gateway import GatewayOptions
+from agentmesh.gateway.calls import Meta, meta_of
+from agentmesh.gateway.gateway import CALL, Call, Caller
 from agentmesh.gateway.keys import KeyRing, digest, new_token, stored
+from agentmesh.gateway.limits import Usage
 from tests.core.hostile import TOKENS
 from tests.gateway.conftest import TOKEN, Running, StartGateway, bearer, key
 
@@ -237,6 +241,27 @@ async def test_a_trace_goes_on_from_the_request_to_the_agents(
     assert await asked(traceparent=f"00-{trace}-00f067aa0ba902b7-01") == trace
     assert await asked(**{"X-Trace-ID": trace}) == trace
     assert len(await asked()) == 32
+
+
+async def test_who_and_what_a_request_is_for_models_comes_from_its_headers_and_its_tenant_from_the_key() -> None:
+    given = {"X-Client-ID": "web", "X-User-ID": "ada", "X-Custom-Color": "red", "X-Tenant-ID": "acme", "X-Other": "no"}
+    headers = [(name.lower().encode(), value.encode()) for name, value in given.items()]
+    request = Request({"type": "http", "headers": [*headers, (b"idempotency-key", b"k-1")], CALL: Call("r-1", "t-1")})
+
+    meta = meta_of(request, Caller("mobile", "acme", Usage(key())))
+
+    assert meta == Meta("r-1", "t-1", "web", "ada", "acme", "k-1", {"color": "red"})
+
+
+async def test_g2_idempotency_keys_that_cannot_be_are_refused(
+    gateway: Running, spawn: Callable[..., Awaitable[AgentRef]]
+) -> None:
+    await spawn(Traced)
+    typed(
+        await gateway.http.post(f"{AGENTS}/traced/ask", json={"text": ""}, headers={"Idempotency-Key": "x" * 300}),
+        400,
+        "INVALID_ARGUMENT",
+    )
 
 
 PATHS = (
