@@ -49,6 +49,7 @@ class Endings(Protocol):
 
     async def wait(self, task_id: str) -> Ending:
         """However long it takes."""
+        ...
 
 
 class Caretaker:
