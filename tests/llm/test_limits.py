@@ -343,3 +343,26 @@ async def test_too_many_who_wait_are_refused() -> None:
     waits.cancel()
     await asyncio.wait({waits})
     await turns.close()
+
+
+async def test_at_a_busy_model_users_take_turns_and_priorities_count(pair: StartPair) -> None:
+    both = await pair({}, concurrency=1)
+    both.backend.gate = asyncio.Event()
+    replica = both.replicas[0]
+    first = asyncio.create_task(replica.respond(LLMRequest(prompt="first")))
+    await eventually(lambda: both.backend.under_way, 20)
+    tasks = []
+    for number, (user, priority) in enumerate(
+        [("ann", "normal")] * 3 + [("bob", "normal"), ("cid", "low"), ("dan", "high")], 1
+    ):
+        request = LLMRequest(prompt=f"{user} {number}", meta=Meta(user_id=user), priority=priority, wait=True)  # type: ignore[arg-type]
+        tasks.append(asyncio.create_task(replica.respond(request)))
+        await eventually(lambda number=number: len(replica._pipeline._turns) == number, 20)  # type: ignore[misc]
+
+    both.backend.gate.set()
+    await asyncio.gather(first, *tasks)
+
+    order = [one.split()[0] for one in both.backend.asked[1:]]
+    assert order[0] == "dan"
+    assert order.index("bob") < [n for n, user in enumerate(order) if user == "ann"][1]
+    assert sorted(order) == ["ann", "ann", "ann", "bob", "cid", "dan"]
