@@ -25,6 +25,8 @@ from agentmesh.transport import Transport
 
 log = logging.getLogger("agentmesh.agent")
 
+SHORTEST = SECONDS[0]
+
 CANCEL_TIMEOUT = 2.0
 """Seconds to cancel the tasks of a request whose asker has gone."""
 
@@ -75,7 +77,7 @@ class Handling:
             waited = time() - sent.timestamp()
             context.queued = waited = waited if waited > 0.0 else 0.0
             # As `Histogram.observe` does it, without the call: this is done for every message.
-            counters.queued.counts[bisect_left(SECONDS, waited)] += 1
+            counters.queued.counts[0 if waited <= SHORTEST else bisect_left(SECONDS, waited)] += 1
             counters.queued.sum += waited
         tracer = self._transport.tracer
         span = None if tracer is None else tracer.received(context)
@@ -96,7 +98,7 @@ class Handling:
             if letter.why_cancelled is not None:
                 worker.uncancel()
             seconds = perf_counter() - began
-            counters.durations.counts[bisect_left(SECONDS, seconds)] += 1
+            counters.durations.counts[0 if seconds <= SHORTEST else bisect_left(SECONDS, seconds)] += 1
             counters.durations.sum += seconds
             leave(outer)
         if span is not None:
