@@ -32,6 +32,7 @@ from agentmesh.errors import (
     InvalidMessageError,
     NoHandlerError,
     NoSuchAgentError,
+    NoSuchTaskError,
     RunEndedError,
 )
 from agentmesh.ids import new_id
@@ -369,17 +370,24 @@ async def _question(client: Client, conversation_id: str, run_id: str) -> Chunk:
     raise InvalidMessageError("the conversation was deleted meanwhile")
 
 
-async def settle(client: Client, conversation_id: str, run_id: str) -> bool:
+async def settle(client: Client, conversation_id: str, run_id: str, *, lost: bool = False) -> bool:
     """Give a run its end, if its task was decided without writing one: cancelled, expired, dead …
 
     Anybody may call it, at any time and more than once.
+
+    Args:
+        client: A mesh.
+        conversation_id: Where.
+        run_id: Which run; its task has the same id.
+        lost: Look also whether there is such a task at all, which takes longer: whoever stored the question may have
+            died before it submitted the task.
 
     Returns:
         Whether the task is decided, so that the run has an end now.
     """
     outcome = await slot.read(client.transport, client.subjects, run_id, latest=True)
     if outcome is None:
-        return False
+        return lost and await _settle_lost(client, conversation_id, run_id)
     if outcome.status == "cancelled":
         await client.streams.cancel(conversation_id, run_id=run_id, reason=outcome.reason)
     elif outcome.status == "completed":
@@ -388,6 +396,17 @@ async def settle(client: Client, conversation_id: str, run_id: str) -> bool:
         reason = outcome.reason or f"the task that was to answer is {outcome.status}"
         await client.streams.end(conversation_id, run_id, "error", reason)
     return True
+
+
+async def _settle_lost(client: Client, conversation_id: str, run_id: str) -> bool:
+    try:
+        await client.tasks.get(run_id)
+    except NoSuchTaskError:
+        await client.streams.end(
+            conversation_id, run_id, "error", "the message was stored, but lost before it was answered"
+        )
+        return True
+    return False
 
 
 def _last_said(messages: Iterable[ChatMessage]) -> str:

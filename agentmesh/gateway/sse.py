@@ -42,6 +42,9 @@ HEARTBEAT = 15.0
 SILENCE = 5.0
 """Seconds without a chunk after which it is asked what became of the runs that are open."""
 
+THOROUGH = 4
+"""Each fourth time it is also asked whether their tasks are there at all."""
+
 RETRY = 1.0
 """Seconds a client is asked to wait before it connects again."""
 
@@ -223,6 +226,8 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         """
         caller = gateway.caller(request)
         wanted = Wanted(request)
+        if request.method == "HEAD":
+            return Response(headers=HEADERS)
         if wanted.is_over:
             return Response(status_code=204)
         conversation = request.path_params["id"]
@@ -272,7 +277,8 @@ class Reader:
         self._wanted = wanted
         self._open: set[str] = set()
         """Runs that a task is to end."""
-        self._heard_at = 0.0
+        self._heard_at = self._looked_at = 0.0
+        self._looks = 0
         self._settling: asyncio.Task[None] | None = None
 
     async def events(self) -> AsyncGenerator[bytes, None]:
@@ -305,13 +311,17 @@ class Reader:
         """A turn that is silent may have been decided without a word: cancelled in the queue, expired, dead."""
         now = asyncio.get_running_loop().time()
         busy = self._settling is not None and not self._settling.done()
-        if self._open and now - self._heard_at >= SILENCE and not busy:
-            self._settling = asyncio.get_running_loop().create_task(self._settle(), name="sse: settle")
+        if not self._open or busy or now - max(self._heard_at, self._looked_at) < SILENCE:
+            return
+        self._looked_at = now
+        self._looks += 1
+        self._settling = asyncio.get_running_loop().create_task(self._settle(), name="sse: settle")
 
     async def _settle(self) -> None:
+        lost = self._looks % THOROUGH == 0
         for run_id in tuple(self._open):
             try:
-                await settle(self._client, self._conversation_id, run_id)
+                await settle(self._client, self._conversation_id, run_id, lost=lost)
             except AgentMeshError as error:
                 log.debug("run %s of %s: %s", run_id, self._conversation_id, error)
 

@@ -118,6 +118,7 @@ async def test_events_are_headed_so_that_proxies_pass_them_on_at_once(door: Door
     assert response.headers["content-type"].startswith("text/event-stream")
     assert "no-store" in response.headers["cache-control"]
     assert response.headers["x-accel-buffering"] == "no"
+    assert (await door.http.head(said["stream"])).headers["content-type"] == response.headers["content-type"]
 
 
 # ---------------------------------------------------------------- going on where one was
@@ -311,6 +312,34 @@ async def test_a_task_decided_elsewhere_ends_the_run_for_whoever_reads(
     await mesh.tasks.cancel(run.run_id, by="the operator")
 
     assert (await reading)[-2].chunk.type == "cancelled"
+
+
+async def test_a_message_whose_task_was_lost_ends_with_an_error(
+    mesh: Mesh, start_door: StartDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentmesh.gateway.sse.HEARTBEAT", 0.3)
+    monkeypatch.setattr("agentmesh.gateway.sse.SILENCE", 0.1)
+    door = await start_door()
+    async with mesh.streams.run("lost", epoch=0, role="user", own_task=True) as run:
+        await run.send("hello?")  # and the gateway dies before it submits
+
+    last = (await door.read("/stream/lost"))[-2].chunk
+
+    assert (last.type, last.content) == ("error", "the message was stored, but lost before it was answered")
+
+
+async def test_a_relay_that_is_stopped_in_the_middle_gives_the_turn_back(mesh: Mesh, door: Door) -> None:
+    said = await door.say("tokens=40 pace=25")
+    reading = asyncio.create_task(door.answer(said))
+    await eventually(lambda: _state(mesh, said["run_id"], "running"), 10)
+
+    await mesh.stop("conversations", grace=0.1)
+    await mesh.spawn(Conversations)
+
+    chunks = await reading
+    assert text_of(chunks) == "".join(tokens(40))
+    assert [chunk.type for chunk in chunks].count("restarted") <= 1
+    assert chunks[-1].type == "finish"
 
 
 @pytest.mark.seed("D15")

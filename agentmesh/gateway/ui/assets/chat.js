@@ -241,7 +241,10 @@ function button(action, text) {
 // ------------------------------------------------------------------ what comes
 
 function onEvent(event) {
-  if (event.name === "problem") notice(JSON.parse(event.data).message, "bad");
+  if (event.name === "problem") {
+    notice(JSON.parse(event.data).message, "bad");
+    setTimeout(open, 2000); // what the cursor pointed at may be gone: read it all again
+  }
   if (event.name !== "message") return;
   const chunk = JSON.parse(event.data);
   chunk.epoch ??= 1; // left out where it is 1
