@@ -154,9 +154,10 @@ async def takes(client: Client, agent: str) -> frozenset[str]:
     known = client.transport.shared.setdefault(("chat", client.subjects.tenant), {})
     until, taken = known.get(agent, (0.0, frozenset()))
     if until < time.monotonic():
-        infos = await discover(client.transport, client.subjects, name=agent)
-        if not infos:  # on a busy machine an answer may take longer
-            infos = await discover(client.transport, client.subjects, name=agent, timeout=_PATIENCE, stall=_STALL)
+        infos = await discover(client.transport, client.subjects, name=agent, timeout=0.25)
+        if not infos:  # those who have no such agent do not answer; here all do, so that its absence is certain soon
+            everybody = await discover(client.transport, client.subjects, timeout=_PATIENCE, stall=_STALL)
+            infos = [info for info in everybody if info.name == agent]
         taken = frozenset(message.name for info in infos for message in info.messages)
         if taken:  # one that is not there yet is looked for again
             known[agent] = (time.monotonic() + _KNOWN_FOR, taken)

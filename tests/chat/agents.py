@@ -22,16 +22,26 @@ def tokens(count: int) -> list[str]:
 
 
 class Counter(Agent):
-    """Says numbered tokens: `tokens=40 pace=20` (milliseconds each); `fail=7` fails after that many."""
+    """Says numbered tokens: `tokens=40 pace=20` (milliseconds each).
+
+    `fail=7` fails after that many; `hold=7` says no more than that many, the first time it is asked in a conversation.
+    """
 
     concurrency = 200
+
+    def __init__(self) -> None:
+        self.held: set[str] = set()
 
     @handler
     async def on_chat(self, chat: Chat) -> AsyncIterator[ChatPart]:
         """A token at a time."""
         said = chat.messages[-1].content
         count, pace, fail = number("tokens", said, 10), number("pace", said, 0), number("fail", said, -1)
+        hold = number("hold", said, -1) if chat.conversation_id not in self.held else -1
         for at, token in enumerate(tokens(count)):
+            if at == hold:
+                self.held.add(chat.conversation_id)
+                await asyncio.Event().wait()
             if at == fail:
                 raise ValueError("secret path /home/ada")
             yield ChatPart(content=token)

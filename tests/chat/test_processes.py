@@ -57,7 +57,7 @@ async def test_f3_a_worker_killed_in_the_middle_is_replaced_and_no_text_is_mixed
     await mesh.spawn(Counter)
     first = await node("relay")
     door = await start_door()
-    said = await door.say("tokens=60 pace=20", agent="counter")
+    said = await door.say("tokens=60 hold=20", agent="counter")
     await node("relay")  # takes over
 
     chunks = await read_and_kill(door, said["stream"], first, 10)

@@ -43,7 +43,7 @@ class Terminal:
 
     async def shows(self, text: str, count: int = 1) -> None:
         """Wait until it has shown that so many times."""
-        await eventually(lambda: self._read().count(text) >= count, 30, what=text)
+        await eventually(lambda: self._read().count(text) >= count, 60, what=text)
 
     def _read(self) -> str:
         try:
