@@ -244,12 +244,21 @@ class Meter:
         taken = Taken(new_id(), tenant)
         for bound in sorted(bounds, key=lambda bound: bound.unit != "slots"):  # those that cost no round trip first
             amount = need.amount(bound)
-            at, wait = await self._take(taken, bound, amount)
+            try:
+                at, wait = await self._take(taken, bound, amount)
+            except BaseException:  # cancelled, or not known; what is kept at the broker ends by itself
+                self._leave_slots(taken)
+                raise
             if wait > 0:
                 await self.settle(taken, None, 0.0)
                 return Refusal(bound, max(0.05, wait))
             taken.at[bound], taken.amounts[bound] = at, amount
         return taken
+
+    def _leave_slots(self, taken: Taken) -> None:
+        for bound in taken.amounts:
+            if bound.unit == "slots":
+                self._slots[bound.path] -= 1
 
     async def _take(self, taken: Taken, bound: Bound, amount: int) -> tuple[float, float]:
         """Since when it counts, and if there is no room, for how long not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import Coroutine, Sequence
@@ -102,7 +103,7 @@ class Recorder:
 
     async def _alert(self, tenant: str, bound: Bound, threshold: float, dollars: float) -> None:
         day = f"{now():%Y-%m-%d}"
-        alert_id = f"{day}-{round(threshold * 1000)}-{bound.scope}-{value_token(bound.owner)[:32]}"
+        alert_id = f"{day}-{round(threshold * 1000)}-{bound.scope}-{_short(bound.owner)}"
         if (tenant, alert_id) in self._told:
             return
         alert = CostAlert(
@@ -127,3 +128,9 @@ class Recorder:
         if not chore.cancelled() and (error := chore.exception()) is not None:
             level = logging.WARNING if isinstance(error, AgentMeshError) else logging.ERROR
             log.log(level, "a record of a model call was not kept: %s", error)
+
+
+def _short(owner: str) -> str:
+    """A name as a short token."""
+    readable = value_token(owner)
+    return readable if len(readable) <= 32 else hashlib.blake2b(owner.encode(), digest_size=12).hexdigest()

@@ -204,6 +204,18 @@ async def test_spending_twice_under_one_reservation_counts_once(mesh: Mesh) -> N
     assert first[bound] == second[bound] == 0.25
 
 
+async def test_who_leaves_while_limits_are_read_gives_its_slot_back(mesh: Mesh) -> None:
+    meter, tenant = Meter(mesh.transport, LLMSettings(), 60), mesh.subjects.tenant
+    bounds = [Bound("model", "a", "slots", 1), Bound("model", "a", "requests", 10)]
+    leaves = asyncio.create_task(meter.take(tenant, bounds, Need(1, 0)))
+    await asyncio.sleep(0)
+    leaves.cancel()
+    await asyncio.wait({leaves})
+
+    assert leaves.cancelled()
+    assert isinstance(await meter.take(tenant, bounds, Need(1, 0)), Taken)
+
+
 async def test_whoever_wants_to_wait_gets_a_turn_instead_of_an_error(pair: StartPair) -> None:
     both = await pair({}, concurrency=1)
     both.backend.gate = asyncio.Event()
