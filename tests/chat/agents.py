@@ -6,8 +6,8 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 
-from agentmesh import Agent, Prompt, handler
-from agentmesh.chat import Chat, ChatPart
+from agentmesh import Agent, Prompt, TaskContext, handler
+from agentmesh.chat import Chat, ChatPart, Turn
 
 
 def number(name: str, text: str, otherwise: int) -> int:
@@ -141,3 +141,31 @@ Some **bold**, *emphasis*, `code` and ~~old~~ text, [a link](https://example.com
 <img src=x onerror="window.hacked=1"><script>window.hacked=1</script>
 [evil](javascript:window.hacked=1) ![evil](data:text/html,x) **<u>x</u>**
 """
+
+
+class Careful(Agent):
+    """Takes its turns itself, as a task: asks for permission first, and begins again once."""
+
+    concurrency = 20
+
+    @handler
+    async def on_prompt(self, prompt: Prompt) -> str:
+        """Only so that it can be chatted with."""
+        return "no"
+
+    @handler
+    async def on_turn(self, turn: Turn, ctx: TaskContext) -> str:
+        """A call that a person must allow."""
+        run = self.mesh.streams.run(turn.conversation_id, run_id=turn.run_id, epoch=ctx.attempt, owner=ctx.task_id)
+        async with run:
+            await run.send("never mind ")
+            await run.send(type="restarted")
+            call = {"id": "c1", "name": "erase", "arguments": {"path": "/"}}
+            wish = {**call, "status": "approval", "task_id": ctx.task_id, "signal": "allow-c1"}
+            await run.send(type="tool_call", data=wish)
+            verdict = await ctx.signal("allow-c1", timeout=60)
+            said = "erased" if verdict["approved"] else "kept"
+            await run.send(said, type="tool_result", data={"id": "c1", "is_error": not verdict["approved"]})
+            await run.send(f"All {said}.")
+            await run.finish()
+        return said

@@ -21,7 +21,7 @@ from agentmesh import Mesh, ports
 from agentmesh.agents.chat import Conversations
 from agentmesh.chat import transcript
 from agentmesh.lifeline import child_preexec
-from tests.chat.agents import Counter, Painter, Parrot, Stuck, tokens
+from tests.chat.agents import Careful, Counter, Painter, Parrot, Stuck, tokens
 from tests.chat.conftest import StartDoor
 from tests.chat.test_conversations import key
 from tests.harness.fixtures import SpawnProcess
@@ -254,6 +254,7 @@ async def test_two_windows_are_in_step(site: Site) -> None:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.seed("D30")
 async def test_the_stop_button_stops_the_agent(site: Site, mesh: Mesh) -> None:
     stopped = asyncio.Event()
@@ -307,11 +308,35 @@ async def test_everything_an_answer_has_is_shown_and_nothing_becomes_markup(site
     await picture(page, "everything-open-1280")
 
 
-async def test_the_pages_allow_nothing_from_elsewhere(site: Site) -> None:
-    async with httpx.AsyncClient(base_url=site.url, trust_env=False) as http:
-        page, script, missing = [
-            await http.get(path) for path in ("/ui/chat/counter", "/ui/assets/chat.js", "/ui/assets/..%2fpages.py")
-        ]
+@pytest.mark.slow
+async def test_a_tool_that_needs_permission_is_allowed_or_denied_on_the_page(site: Site, mesh: Mesh) -> None:
+    await mesh.spawn(Careful)
+    page = await site.window("/ui/chat/careful")
+
+    await say(page, "erase everything")
+    await page.wait_for_selector("text=wants your permission")
+    await picture(page, "permission")
+    assert await shown(page) == ""
+    await page.reload()
+    await page.click("button:text('Allow')")
+    await done(page)
+    await say(page, "again")
+    await page.click("button:text('Deny')")
+    await done(page, count=2)
+
+    assert await shown(page) == await site.stored(page) == "All erased. All kept."
+    assert await page.evaluate("[...document.querySelectorAll('.tool .state')].map(s => s.textContent)") == [
+        "done",
+        "failed",
+    ]
+    assert await page.locator(".ask").count() == 0
+
+
+async def test_the_pages_allow_nothing_from_elsewhere(start_door: StartDoor) -> None:
+    http = (await start_door(keys=(key("page"),))).http
+    page, script, missing = [
+        await http.get(path) for path in ("/ui/chat/counter", "/ui/assets/chat.js", "/ui/assets/..%2fpages.py")
+    ]
 
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy

@@ -76,7 +76,7 @@ class Run {
 
   take(chunk) {
     if (chunk.epoch < this.epoch && !ENDS.has(chunk.type)) return; // of a take that was replaced
-    if (chunk.epoch > this.epoch) {
+    if (chunk.epoch > this.epoch || chunk.type === "restarted") {
       this.begin(chunk.epoch);
       if (chunk.type === "restarted") this.note = "Interrupted and begun again.";
     }
@@ -103,13 +103,33 @@ class Run {
     const data = chunk.data ?? {};
     const call = data.function ?? data;
     const key = data.id ?? data.call_id ?? `#${this.tools.size}`;
-    const fold = make("details", "fold tool");
-    const summary = make("summary");
-    summary.append(make("span", "", "Tool "), make("code", "", call.name ?? chunk.content ?? "tool"), make("span", "state", "running"));
-    fold.append(summary, make("pre", "", pretty(call.arguments ?? data)));
-    this.parts.append(fold);
-    this.tools.set(key, fold);
-    if (data.status === "approval" && data.task_id && data.signal) askForConsent(fold, data);
+    let fold = this.tools.get(key);
+    if (!fold) {
+      fold = make("details", "fold tool");
+      const summary = make("summary");
+      summary.append(make("span", "", "Tool "), make("code", "", call.name ?? chunk.content ?? "tool"), make("span", "state"));
+      fold.append(summary, make("pre", "", pretty(call.arguments ?? data)));
+      this.parts.append(fold);
+      this.tools.set(key, fold);
+    }
+    const asks = data.status === "approval" && data.task_id && data.signal;
+    fold.querySelector(".state").textContent = asks ? "wants your permission" : "running";
+    fold.querySelector(".ask")?.remove();
+    if (asks) this.askFor(fold, data);
+  }
+
+  /** Buttons of a call that a person must allow. */
+  askFor(fold, data) {
+    const ask = make("div", "ask");
+    for (const [action, text] of [["allow", "Allow"], ["deny", "Deny"]]) {
+      const node = button(action, text);
+      node.dataset.task = data.task_id;
+      node.dataset.signal = data.signal;
+      ask.append(node);
+    }
+    fold.append(ask);
+    fold.dataset.asks = "true";
+    fold.open = true;
   }
 
   on_tool_result(chunk) {
@@ -118,10 +138,11 @@ class Run {
     const fold = this.tools.get(key) ?? [...this.tools.values()].find((one) => !one.dataset.done);
     const result = chunk.content || pretty(data.result ?? data.content ?? data);
     if (!fold) return;
-    fold.querySelector(".consent")?.remove();
     const failed = data.error || data.is_error;
     fold.dataset.done = failed ? "failed" : "done";
-    fold.querySelector(".state").textContent = failed ? "failed" : "done";
+    delete fold.dataset.asks;
+    fold.querySelector(".ask")?.remove();
+    fold.querySelector(".state").textContent = data.status === "denied" ? "denied" : failed ? "failed" : "done";
     fold.append(make("pre", "result", failed && typeof data.error === "string" ? data.error : result));
   }
 
@@ -181,6 +202,7 @@ class Run {
       this.thoughts.dataset.live = String(running && !this.text);
     }
     if (this.role === "user") return;
+    if (!running) for (const ask of this.parts.querySelectorAll(".ask")) ask.remove(); // too late
     const foot = [];
     if (running) {
       const working = make("span", "working");
@@ -419,6 +441,24 @@ async function send(text) {
   }
 }
 
+/** A person's word about a tool call: the task that waits for it goes on, wherever it runs. */
+async function decide(pressed) {
+  const { task, signal, action } = pressed.dataset;
+  const buttons = [...pressed.parentNode.children];
+  for (const one of buttons) one.disabled = true;
+  try {
+    const response = await request(`/api/v1/tasks/${encodeURIComponent(task)}/signals/${encodeURIComponent(signal)}`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ value: { approved: action === "allow", reason: action === "allow" ? "" : "denied on the chat page" } }),
+    });
+    if (!response.ok) throw new Error(await problemOf(response));
+  } catch (error) {
+    notice(error instanceof TypeError ? "The gateway cannot be reached. Try again." : error.message, "bad");
+    for (const one of buttons) one.disabled = false;
+  }
+}
+
 async function stop() {
   const run = openRun();
   if (!run) return;
@@ -461,6 +501,7 @@ function onLogClick(event) {
   if (pressed.dataset.copy) void copy(pressed, pressed.closest(".code").querySelector("pre").textContent);
   const run = runs.get(pressed.closest("article")?.dataset.run);
   if (pressed.dataset.action === "copy-text") void copy(pressed, run.text);
+  if (pressed.dataset.signal) void decide(pressed);
   if (pressed.dataset.action === "again") {
     const asked = [...runs.values()].findLast((one) => one.role === "user");
     if (asked) void send(asked.text);
