@@ -10,9 +10,9 @@ call (Ctrl-C, the stop button) cancels that call, not the mesh.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from datetime import datetime
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 from agentmesh.budgets import Budget
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from agentmesh.agent import Agent
     from agentmesh.deathwatch import Watch
+    from agentmesh.llmops import Cost, CostAlert, LLMOps, Operation
     from agentmesh.mesh import ConnectOptions, Mesh
     from agentmesh.tasks import Job, Schedule, ScheduleInfo, Schedules, Step
     from agentmesh.tasks.use import Limits, LimitUse
@@ -134,6 +135,34 @@ class SyncLimits:
         return self._thread.run(self._limits.ls(limit))
 
 
+class SyncLLMOps:
+    """`LLMOps` without `await`."""
+
+    def __init__(self, thread: LoopThread, llmops: LLMOps) -> None:
+        self._thread = thread
+        self._llmops = llmops
+
+    def operations(self, *, model: str = "", day: date | None = None, user_id: str = "") -> Iterator[Operation]:
+        return pulled(self._thread, self._llmops.operations(model=model, day=day, user_id=user_id))
+
+    def cost(self, *, model: str = "", day: date | None = None) -> list[Cost]:
+        return self._thread.run(self._llmops.cost(model=model, day=day))
+
+    def alerts(self, limit: int = 500) -> list[CostAlert]:
+        return self._thread.run(self._llmops.alerts(limit))
+
+    def invalidate(
+        self,
+        *,
+        keys: Sequence[str] = (),
+        prefixes: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        everything: bool = False,
+    ) -> str:
+        order = self._llmops.invalidate(keys=keys, prefixes=prefixes, tags=tags, everything=everything)
+        return self._thread.run(order)
+
+
 class SyncMesh:
     """`Mesh` without `await`. Every method is the one of the same name there, and blocks.
 
@@ -207,6 +236,11 @@ class SyncMesh:
     def limits(self) -> SyncLimits:
         """The limits that are in use."""
         return SyncLimits(self._thread, self._mesh.limits)
+
+    @property
+    def llmops(self) -> SyncLLMOps:
+        """Calls to language models."""
+        return SyncLLMOps(self._thread, self._mesh.llmops)
 
     def schedule(
         self,

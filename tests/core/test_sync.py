@@ -53,6 +53,8 @@ def test_a_script_without_asyncio_spawns_asks_and_streams(nats_server: EmbeddedB
         (node,) = mesh.nodes()
         assert (node.state, len(node.agents)) == ("up", 1)
         assert mesh.limits.ls() == []
+        assert [*mesh.llmops.operations(), *mesh.llmops.cost(), *mesh.llmops.alerts()] == []
+        assert mesh.llmops.invalidate(everything=True)
         with pytest.raises(NoSuchAgentError):
             mesh.ask("nobody", Prompt(text="a"))
 
