@@ -37,7 +37,8 @@ class LLMGateway(Agent):
     """Gateway to language models: routes, retries, fallbacks, caches, limits, and a log of every call."""
 
     name = "llm"
-    concurrency: ClassVar[int] = 512
+    concurrency: ClassVar[int] = 1536
+    """More than may wait at limits (`[llm] queue`), so that those who wait do not hold up the others."""
     mailbox_size: ClassVar[int] = 2048
 
     def __init__(
