@@ -30,6 +30,7 @@ from agentmesh.gateway.describe import operation
 from agentmesh.gateway.errors import ErrorCode, explained, refused
 from agentmesh.streams import Chunk
 from agentmesh.streams.chunk import parse_cursor
+from agentmesh.streams.follow import STREAM
 from agentmesh.subjects import token
 
 if TYPE_CHECKING:
@@ -236,6 +237,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
             token("run id", wanted.run_id)
         if wanted.cursor:
             parse_cursor(wanted.cursor)
+        await _check_cursor(gateway.client(caller.tenant), conversation, wanted)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(gateway.stream_slot(caller))
             reader = Reader(gateway.client(caller.tenant), conversation, wanted)
@@ -266,6 +268,22 @@ class Wanted:
         """For `Streams.read`."""
         place = {"cursor": self.cursor} if self.cursor else {"from_offset": self.from_offset}
         return {**place, "run_id": self.run_id, "to_end": not self.follow}
+
+
+async def _check_cursor(client: Client, conversation_id: str, wanted: Wanted) -> None:
+    """A cursor may be older than the broker's store, which somebody has begun anew: it would be waited for in vain.
+
+    Raises:
+        HttpError: 412, it points beyond the end.
+    """
+    if not wanted.cursor or not (sequence := parse_cursor(wanted.cursor)[1]):
+        return
+    last = await client.transport.last_message(STREAM, client.subjects.stream(conversation_id), latest=True)
+    if last is None:
+        wanted.cursor = ""  # there is nothing it could point at: whatever comes is new
+    elif last.sequence < sequence:
+        text = "that event is not of this conversation as it is stored now; read it from the start"
+        raise refused(ErrorCode.FAILED_PRECONDITION, text)
 
 
 class Reader:

@@ -195,6 +195,27 @@ async def test_who_was_cut_off_right_before_the_end_gets_the_end(door: Door) -> 
     assert [event.name for event in whole] == ["end"]
 
 
+async def test_a_cursor_from_before_the_store_was_begun_anew_is_refused(door: Door) -> None:
+    said = await door.say("tokens=2")
+    await door.answer(said)
+
+    answer = await door.http.get(said["stream"], headers={"Last-Event-ID": "3-99999999"})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (412, "FAILED_PRECONDITION")
+
+
+async def test_a_reader_of_a_purged_conversation_gets_what_comes(mesh: Mesh, door: Door) -> None:
+    said = await door.say("tokens=2", conversation_id="purged")
+    last = (await door.read(said["stream"]))[-2].id
+    await mesh.streams.purge("purged")
+    reading = asyncio.create_task(door.read("/stream/purged", **{"Last-Event-ID": last}))
+    await eventually(lambda: door.streams == 1)
+
+    await door.say("tokens=3", conversation_id="purged")
+
+    assert text_of([event.chunk for event in await reading if event.name == "message"]) == "".join(tokens(3))
+
+
 async def test_a_reader_that_follows_stays_for_the_next_turn(door: Door) -> None:
     await door.answer(await door.say("tokens=1", conversation_id="stay"))
     seen: list[str] = []

@@ -344,7 +344,8 @@ async function onRefused(response) {
     await askForKey(authorization().Authorization ? "That key was refused." : "");
     open();
     void describe();
-  } else notice(await problemOf(response), "bad");
+  } else if (response.status === 412) open(); // it was begun anew: what is shown here is gone
+  else notice(await problemOf(response), "bad");
 }
 
 // ------------------------------------------------------------------ conversations

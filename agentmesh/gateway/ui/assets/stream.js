@@ -52,7 +52,7 @@ export class Stream {
       const headers = { ...this.#headers(), Accept: "text/event-stream" };
       if (this.#last) headers["Last-Event-ID"] = this.#last;
       const response = await fetch(this.#address, { headers, signal: attempt.signal, cache: "no-store" });
-      if ([401, 403, 404].includes(response.status)) {
+      if ([400, 401, 403, 404, 412].includes(response.status)) {
         this.close();
         this.#on.refused(response);
         return;
