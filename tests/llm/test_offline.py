@@ -71,6 +71,7 @@ GOLDEN = [
     ("Say hello world", "hello world"),
     ("Who won the cup in 1954?", "I do not know: I was given no text about this. (Asked: Who won the cup in 1954)"),
     ("What did I say about cats?", "You have said nothing before this in our conversation."),
+    ("The deploy failed at 03:43 because the disk of db-2 was full. Ada fixed it.", "Noted. Ask me about it."),
 ]
 
 

@@ -179,8 +179,21 @@ def _known(material: Material) -> str:
     return "" if material.given else looked_up(material.ask, pieces_of(FACTS), 0.5)
 
 
+def _noted(material: Material) -> str:
+    """A statement asks nothing; it is remembered by being in the conversation."""
+    if "?" in material.ask or _ORDER.match(material.ask) or len(words(material.ask)) < 4:
+        return ""
+    return "Noted. Ask me about it."
+
+
+_ORDER = re.compile(
+    r"^\W*(please|can|could|would|will|do|does|did|is|are|was|were|who|what|when|where|why|which|how|tell|give|show|"
+    r"find|explain|describe|write|make|create|list|name|say|answer|translate|compare|call|use|send|let|help|if)\b",
+    re.IGNORECASE,
+)
+
 _RULES: tuple[Callable[[Material], str], ...] = (
-    _greeting, _who, _recall, _echo, _count, _summary, _list, _sum, _given, _told, _heard, _known,
+    _greeting, _who, _recall, _echo, _count, _summary, _list, _sum, _given, _told, _heard, _known, _noted,
 )  # fmt: skip
 
 

@@ -26,6 +26,9 @@ _LABEL = re.compile(r"^(?:context|document|text|passage|article|background|sourc
 LONGEST_ASK = 4000
 """Characters of a question."""
 
+LONGEST_ORDER = 120
+"""Characters before the colon of an order such as `Summarise this: …`."""
+
 _TEXT_KEYS = ("text", "content", "page_content", "body", "snippet", "passage", "value")
 _TITLE_KEYS = ("title", "name", "source", "document_id", "id", "url")
 
@@ -78,8 +81,8 @@ def split_ask(text: str) -> tuple[str, str]:
     marked = _ASKED.search(text)
     if marked is not None and marked.start() > 0:
         return marked[1].strip(), _LABEL.sub("", text[: marked.start()].strip())
-    head, colon, tail = text.partition(":")
-    if colon and len(head) <= 120 and len(tail.split()) >= 8 and "\n" not in head.strip():
+    head, colon, tail = text.partition(": ") if ":\n" not in text[:LONGEST_ORDER] else text.partition(":\n")
+    if colon and len(head) <= LONGEST_ORDER and len(tail.split()) >= 8 and "\n" not in head.strip():
         return head.strip(), tail.strip()
     parts = [part.strip() for part in re.split(r"\n\s*\n", text.strip()) if part.strip()]
     if len(parts) > 1:
