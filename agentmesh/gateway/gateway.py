@@ -77,6 +77,8 @@ class Gateway:
         self.tenant = tenant
         self.agents = frozenset(agents)
         self.metrics = GatewayMetrics(metrics_of(transport))
+        self.shared: dict[str, Any] = {}
+        """What its routes have in common, by name."""
         self.shutdown = asyncio.Event()
         """Set when the gateway stops: every open stream ends then."""
         self.abandoned = False

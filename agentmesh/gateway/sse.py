@@ -109,10 +109,9 @@ class Heartbeats:
 
 def heartbeats(gateway: Gateway) -> Heartbeats:
     """Those of a gateway."""
-    key = ("sse", "")
-    if key not in gateway.transport.shared:
-        gateway.transport.shared[key] = Heartbeats(gateway)
-    beats: Heartbeats = gateway.transport.shared[key]
+    if "heartbeats" not in gateway.shared:
+        gateway.shared["heartbeats"] = Heartbeats(gateway)
+    beats: Heartbeats = gateway.shared["heartbeats"]
     return beats
 
 

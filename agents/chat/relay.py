@@ -56,14 +56,17 @@ class Conversations(Agent):
     async def on_turn(self, turn: Turn, context: TaskContext) -> str:
         """The text of the answer."""
         said = await transcript(self.mesh.streams, turn.conversation_id)
-        if said.end(turn.run_id) in ("finish", "cancelled"):  # an attempt before this one died between end and result
-            return await self._ended(turn, context, said.answer(turn.run_id))
+        end = said.end(turn.run_id)
+        if end == "cancelled":
+            return await self._ended(context)
+        if end == "finish":  # an attempt before this one died between the end of the run and the task's
+            return said.answer(turn.run_id)
         try:
             return await self._answer(turn, context, said)
         except RunReplacedError as error:
             raise Retry(1.0, str(error)) from error
         except RunCancelledError:
-            return await self._ended(turn, context, "", cancelled=True)
+            return await self._ended(context)
         except asyncio.CancelledError:
             await self._cancelled(turn, context)
             raise
@@ -126,12 +129,11 @@ class Conversations(Agent):
         await run.finish(data=end.data if end is not None else None)
         return "".join(text)
 
-    async def _ended(self, turn: Turn, context: TaskContext, text: str, *, cancelled: bool = False) -> str:
-        """The run has its end: so has the task."""
-        if cancelled:
-            with contextlib.suppress(BrokerError):
-                await self.mesh.tasks.cancel(context.task_id, by="the reader of the conversation")
-        return text
+    async def _ended(self, context: TaskContext) -> str:
+        """The run was cancelled: so is the task, and what this returns is dropped."""
+        with contextlib.suppress(BrokerError):
+            await self.mesh.tasks.cancel(context.task_id, by="the reader of the conversation")
+        return ""
 
     async def _cancelled(self, turn: Turn, context: TaskContext) -> None:
         """If it is the task that was cancelled, so is the run; if this node stops, another one goes on with both."""
