@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 
+from agentmesh.streams.live import live_of
 from agentmesh.subjects import Subjects
-from agentmesh.transport import Message, StoredMessage, Subscription, Transport
+from agentmesh.transport import Message, StoredMessage, Transport
 
 STREAM = "STREAMS"
 """The JetStream stream that holds them all."""
@@ -69,9 +70,9 @@ class Follower:
 
     async def messages(self) -> AsyncGenerator[Stored | None, None]:
         """The messages, in order; None each time when all there is has been yielded."""
-        subscription: Subscription | None = None
+        ear, take = live_of(self._transport), self._on_live
         if not self._finished:
-            subscription = await self._transport.subscribe(self._live, self._on_live)
+            await ear.join(self._live, take)
         try:
             async with aclosing(self._replayed()) as pages:
                 async for page in pages:
@@ -94,8 +95,7 @@ class Follower:
                     yield None
                 await self._something()
         finally:
-            if subscription is not None:
-                await subscription.unsubscribe()
+            await ear.leave(self._live, take)
 
     def _on_live(self, message: Message) -> None:
         if len(self._heard) < WAITING and self._held < HELD:
