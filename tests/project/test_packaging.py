@@ -133,7 +133,7 @@ def test_the_one_command_of_the_readme_installs_what_tests_examples_and_benchmar
     from importlib.metadata import packages_distributions
 
     (command,) = re.findall(r"<!-- test-command -->\n(.*)\n", (ROOT / "README.md").read_text())
-    assert command == "pip install -e '.[dev]' && python -m pytest -q"
+    assert command == "pip install -e '.[dev]' && python -m pytest -q -n auto --dist loadfile"
     assert "test-command" in (ROOT / ".ci" / "run").read_text()  # as it stands there, in an environment of its own
 
     extras = PROJECT["project"]["optional-dependencies"]
