@@ -30,31 +30,31 @@ from typing import TYPE_CHECKING, Any
 from agentmesh.config.environment import broker_url, stream_variables, terminal_variables
 
 if TYPE_CHECKING:
+    from agentmesh.config.http import HttpRouteSettings, HttpSettings, KeySettings
+    from agentmesh.config.llm import (
+        BreakerSettings,
+        CacheSettings,
+        DoorSettings,
+        LLMSettings,
+        ModelBudgetSettings,
+        ModelSettings,
+        PriceSettings,
+        RouteSettings,
+    )
     from agentmesh.config.loading import FILE_NAME, Override, find_file, load, read_file, unknown_variables
     from agentmesh.config.model import (
         EMBEDDED,
         MEMORY,
         AgentSettings,
-        BreakerSettings,
         BrokerSettings,
-        CacheSettings,
         DefaultSettings,
-        DoorSettings,
         Entry,
         GroupSettings,
-        HttpRouteSettings,
-        HttpSettings,
-        KeySettings,
         LedgerSettings,
-        LLMSettings,
         MailboxSettings,
         MemorySettings,
-        ModelBudgetSettings,
-        ModelSettings,
         NodeSettings,
-        PriceSettings,
         RestartSettings,
-        RouteSettings,
         ScheduleSettings,
         Settings,
         ToolSettings,
@@ -105,7 +105,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Everything but the plain functions on first use: it needs pydantic, which takes 50 ms to import."""
     if name in __all__:
-        for module in ("loading", "model", "values"):
+        for module in ("loading", "model", "llm", "http", "values"):
             found = getattr(import_module(f"agentmesh.config.{module}"), name, None)
             if found is not None:
                 return found
