@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentmesh import Agent, Event, Mesh, Request, connect, handler
+from agentmesh import Agent, Event, Mesh, Request, config, connect, handler
 from agentmesh.agent import CellOptions
 from agentmesh.breaker import BreakerPolicy
 from agentmesh.broker import EmbeddedBroker
 from agentmesh.chaos import Server, TcpProxy
+from agentmesh.cli.plan import make_plan
 from agentmesh.client import CANCEL
 from agentmesh.errors import (
     CircuitOpenError,
@@ -27,6 +30,8 @@ from agentmesh.errors import (
 from agentmesh.ids import new_id
 from agentmesh.metrics import metrics_of, render
 from agentmesh.transport import TransportOptions
+from agentmesh.up.plan import dump
+from agentmesh.up.plan import load as load_plan
 from tests.harness.waiting import eventually
 from tests.observe.test_metrics import read, value
 
@@ -266,3 +271,17 @@ async def test_what_waits_for_the_broker_is_bounded_and_a_figure(server: Server)
         assert value(found["agentmesh_broker_state"], state="reconnecting") == 1
         assert 0 < value(found["agentmesh_broker_buffered_bytes"]) < 2 * 1024 * 1024
         assert mesh.transport.state == "reconnecting"
+
+
+@pytest.mark.seed("A27")
+def test_settings_give_breakers_and_tracing_to_every_process(tmp_path: Path) -> None:
+    file = tmp_path / "mesh.toml"
+    file.write_text('[breaker]\nenabled = true\nfailures = 3\ncooldown = "2s"\n[tracing]\nto = "log"\n')
+    plan = load_plan(dump(make_plan(config.load(config=file))))
+
+    options = TransportOptions(**json.loads(json.dumps(asdict(plan.transport("nats://127.0.0.1:1", "node-1")))))
+
+    assert options.breaker == BreakerPolicy(failures=3, cooldown=2.0)
+    assert options.tracing == "log"
+    file.write_text("")
+    assert make_plan(config.load(config=file)).breaker is None
