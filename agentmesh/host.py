@@ -23,7 +23,8 @@ from agentmesh import registry
 from agentmesh.agent import Agent, AgentCell, CellOptions
 from agentmesh.agent.barrier import Barrier
 from agentmesh.agent.durable import DurableMailbox
-from agentmesh.client import CANCEL, Client
+from agentmesh.asking import CANCEL
+from agentmesh.client import Client
 from agentmesh.crashes import Crashes, recorded
 from agentmesh.errors import AgentMeshError, AgentStoppedError, ConfigError, Finish
 from agentmesh.figures import agent_families

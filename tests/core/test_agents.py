@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import pytest
 
 from agentmesh import Agent, AgentRef, CellOptions, Context, Event, Mesh, Prompt, Request, Text, handler
-from agentmesh.client import Undelivered
 from agentmesh.errors import (
     AgentStoppedError,
     CallDepthError,
@@ -22,6 +21,7 @@ from agentmesh.errors import (
     RemoteError,
     StreamIdleError,
 )
+from agentmesh.telling import Undelivered
 from agentmesh.testing import Probe
 
 Spawn = Callable[..., Awaitable[AgentRef]]

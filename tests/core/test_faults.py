@@ -10,7 +10,6 @@ import pytest
 
 from agentmesh import Agent, Event, Mesh, Prompt, Request, connect, handler
 from agentmesh.chaos import Server
-from agentmesh.client import Undelivered
 from agentmesh.errors import (
     DeadlineExceededError,
     DeliveryError,
@@ -18,6 +17,7 @@ from agentmesh.errors import (
     StreamGapError,
     StreamIdleError,
 )
+from agentmesh.telling import Undelivered
 from agentmesh.transport import Message
 from tests.transport.tools import States
 

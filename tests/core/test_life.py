@@ -13,10 +13,10 @@ import pytest
 from agentmesh import Agent, AgentRef, CellOptions, Event, Mesh, Prompt, Request, Task, connect, handler
 from agentmesh.agent import cell
 from agentmesh.broker import EmbeddedBroker
-from agentmesh.client import KNOWN_RECEIVERS
 from agentmesh.context import current
 from agentmesh.errors import AgentStoppedError, DeadlineExceededError, DefinitionError, NoSuchAgentError
 from agentmesh.ids import new_id
+from agentmesh.telling import KNOWN_RECEIVERS
 from tests.harness.waiting import eventually
 
 Spawn = Callable[..., Awaitable[AgentRef]]

@@ -13,11 +13,11 @@ import pytest
 
 from agentmesh import Agent, Event, Mesh, Request, config, connect, handler
 from agentmesh.agent import CellOptions
+from agentmesh.asking import CANCEL
 from agentmesh.breaker import BreakerPolicy
 from agentmesh.broker import EmbeddedBroker
 from agentmesh.chaos import Server, TcpProxy
 from agentmesh.cli.plan import make_plan
-from agentmesh.client import CANCEL
 from agentmesh.errors import (
     CircuitOpenError,
     ConnectionLostError,
