@@ -342,6 +342,7 @@ class Caller:
             rate("gateway, requests, 16 at a time", 50.0, self.generated_raw, self.generated, 2_000, 16),
             rate("gateway, durable jobs, 16 at a time", 50.0, self._raw.task, self.job, 500, 16),
             latency("gateway, P50 of a cached answer", 1.0, self.generated_raw, self.cached, percentile=50),
+            latency("gateway, P95 of a cached answer", 1.0, self.generated_raw, self.cached),
             latency("HTTP to an agent and back, P95", 5.0, self.http_ask_raw, self.http_ask, 500),
             latency("HTTP to a model and back, P95", 5.0, self.http_infer_raw, self.http_infer, 500),
             Promise(Case("codec, P95 of a message there and back", self.codec_raw, self.codec_ours, "ms"), 1.0),

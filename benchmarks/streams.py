@@ -463,6 +463,7 @@ def cases(producer: Producer, scale: float) -> list[Case]:
             "replay, a token in each message",
             lambda: p.replay_raw_singly(n(20_000)),
             lambda: p.replay_ours_singly(n(20_000)),
+            goal=0.6,
         ),
         Case(f"seek in {stored:,}", lambda: p.seek_raw(stored), lambda: p.seek_ours(stored), "ms"),
         Case(
