@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agentmesh.codes import ErrorCode
     from agentmesh.errors import HttpError
     from agentmesh.gateway.app import make_app
-    from agentmesh.gateway.errors import ErrorCode
     from agentmesh.gateway.gateway import Caller, Gateway
     from agentmesh.gateway.options import GatewayOptions, KeyOptions
     from agentmesh.gateway.server import HttpServer
@@ -20,7 +20,7 @@ __all__ = ["Caller", "ErrorCode", "Gateway", "GatewayOptions", "HttpError", "Htt
 
 _HOMES = {
     "Caller": "agentmesh.gateway.gateway",
-    "ErrorCode": "agentmesh.gateway.errors",
+    "ErrorCode": "agentmesh.codes",
     "Gateway": "agentmesh.gateway.gateway",
     "GatewayOptions": "agentmesh.gateway.options",
     "HttpError": "agentmesh.errors",

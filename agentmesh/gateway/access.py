@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from starlette.types import Scope
 
-from agentmesh.gateway.errors import ErrorCode, refused
+from agentmesh.codes import ErrorCode
+from agentmesh.gateway.errors import refused
 from agentmesh.gateway.gateway import Caller, Gateway, unauthenticated
 from agentmesh.gateway.keys import KeyRing
 from agentmesh.gateway.options import is_loopback

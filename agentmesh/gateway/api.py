@@ -15,10 +15,11 @@ from starlette.routing import BaseRoute, Route
 
 from agentmesh import registry
 from agentmesh.client import Client
+from agentmesh.codes import ErrorCode
 from agentmesh.errors import NoSuchAgentError
 from agentmesh.gateway.calls import Body, query_number, read_model, while_connected
 from agentmesh.gateway.describe import operation
-from agentmesh.gateway.errors import ErrorCode, refused
+from agentmesh.gateway.errors import refused
 from agentmesh.gateway.gateway import Caller, Gateway
 from agentmesh.messages import Event, Task, untyped
 from agentmesh.registry import AgentInfo

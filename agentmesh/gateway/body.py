@@ -10,8 +10,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
+from agentmesh.codes import ErrorCode
 from agentmesh.errors import HttpError
-from agentmesh.gateway.errors import ErrorCode, refused
+from agentmesh.gateway.errors import refused
 
 MAX_DEPTH = 32
 """Arrays and objects within each other."""

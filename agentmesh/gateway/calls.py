@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
+from agentmesh.codes import ErrorCode
 from agentmesh.errors import HttpError
 from agentmesh.gateway.body import check_media_type, media_type, read_object
-from agentmesh.gateway.errors import ErrorCode, refused
+from agentmesh.gateway.errors import refused
 from agentmesh.gateway.gateway import CALL, Call, Caller
 
 T = TypeVar("T")

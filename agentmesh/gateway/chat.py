@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from agentmesh.chat import RELAY, Asked, chat_agents, say, settle, stop
+from agentmesh.codes import ErrorCode
 from agentmesh.errors import (
     AgentMeshError,
     HttpError,
@@ -24,7 +25,7 @@ from agentmesh.errors import (
 from agentmesh.gateway.body import read_object
 from agentmesh.gateway.calls import Body
 from agentmesh.gateway.describe import operation
-from agentmesh.gateway.errors import ErrorCode, refused
+from agentmesh.gateway.errors import refused
 
 if TYPE_CHECKING:
     from agentmesh.client import Client

@@ -6,33 +6,13 @@
 from __future__ import annotations
 
 import math
-from enum import StrEnum
 from typing import Any
 
 from starlette.exceptions import HTTPException
 
 from agentmesh import errors
+from agentmesh.codes import ErrorCode
 from agentmesh.errors import AgentMeshError, HttpError, ModelError, NoSuchAgentError, RemoteError
-
-
-class ErrorCode(StrEnum):
-    """The codes of `common.v1.Error.Code`."""
-
-    UNKNOWN = "UNKNOWN"
-    INVALID_ARGUMENT = "INVALID_ARGUMENT"
-    NOT_FOUND = "NOT_FOUND"
-    PERMISSION_DENIED = "PERMISSION_DENIED"
-    UNAUTHENTICATED = "UNAUTHENTICATED"
-    CONFLICT = "CONFLICT"
-    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
-    FAILED_PRECONDITION = "FAILED_PRECONDITION"
-    ABORTED = "ABORTED"
-    OUT_OF_RANGE = "OUT_OF_RANGE"
-    UNIMPLEMENTED = "UNIMPLEMENTED"
-    INTERNAL = "INTERNAL"
-    UNAVAILABLE = "UNAVAILABLE"
-    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
-
 
 STATUS: dict[ErrorCode, int] = {
     ErrorCode.UNKNOWN: 500,

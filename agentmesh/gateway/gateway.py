@@ -11,8 +11,9 @@ from typing import Any
 from starlette.requests import HTTPConnection
 
 from agentmesh.client import Client
+from agentmesh.codes import ErrorCode
 from agentmesh.errors import HttpError
-from agentmesh.gateway.errors import ErrorCode, refused
+from agentmesh.gateway.errors import refused
 from agentmesh.gateway.limits import Usage
 from agentmesh.gateway.metrics import GatewayMetrics
 from agentmesh.gateway.options import GatewayOptions, KeyOptions

@@ -16,10 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from agentmesh.codes import ErrorCode
 from agentmesh.errors import AgentMeshError, HttpError
 from agentmesh.gateway.access import Access, check_head, headers_of, is_public
 from agentmesh.gateway.body import Body
-from agentmesh.gateway.errors import ErrorCode, explained, openai_document, refused
+from agentmesh.gateway.errors import explained, openai_document, refused
 from agentmesh.gateway.gateway import CALL, Call, Gateway, unauthenticated
 from agentmesh.ids import new_id
 from agentmesh.logs import about

@@ -26,11 +26,12 @@ from starlette.routing import BaseRoute, Route
 
 from agentmesh.chunked import CANCEL_CONTROL, CONTENT_TYPE, TIMEOUT, ChunkReader, trace_at_hand, trace_headers
 from agentmesh.client import Client
+from agentmesh.codes import ErrorCode
 from agentmesh.errors import AgentMeshError, BrokerError, HttpError
 from agentmesh.gateway.body import read_object
 from agentmesh.gateway.calls import Body, meta_of, while_connected
 from agentmesh.gateway.describe import operation
-from agentmesh.gateway.errors import ErrorCode, explained, refused
+from agentmesh.gateway.errors import explained, refused
 from agentmesh.gateway.gateway import Caller, Gateway
 from agentmesh.gateway.sse import EventStream, event
 from agentmesh.ids import now

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 
+from agentmesh.codes import ErrorCode
 from agentmesh.errors import HttpError
-from agentmesh.gateway.errors import ErrorCode, refused
+from agentmesh.gateway.errors import refused
 from agentmesh.gateway.options import KeyOptions
 
 STREAM_RETRY = 10.0

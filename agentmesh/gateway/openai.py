@@ -26,11 +26,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from agentmesh.chat import ChatMessage, ChatPart, chat_agents, talk
+from agentmesh.codes import ErrorCode
 from agentmesh.errors import AgentMeshError, DeadlineExceededError, HttpError, NoSuchAgentError
 from agentmesh.gateway.body import decode_json
 from agentmesh.gateway.chat import invalid
 from agentmesh.gateway.describe import operation
-from agentmesh.gateway.errors import ErrorCode, explained, openai_document, refused
+from agentmesh.gateway.errors import explained, openai_document, refused
 from agentmesh.gateway.sse import EventStream, wait_until_gone
 from agentmesh.ids import new_id
 

@@ -25,9 +25,10 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from agentmesh.chat import settle
+from agentmesh.codes import ErrorCode
 from agentmesh.errors import AgentMeshError, HttpError
 from agentmesh.gateway.describe import operation
-from agentmesh.gateway.errors import ErrorCode, explained, refused
+from agentmesh.gateway.errors import explained, refused
 from agentmesh.streams import Chunk
 from agentmesh.streams.chunk import parse_cursor
 from agentmesh.streams.follow import STREAM

@@ -12,7 +12,6 @@ from agentmesh.agents.llm.backends import ModelBackend, ModelCall
 from agentmesh.agents.llm.gateway import LLMGateway
 from agentmesh.agents.llm.messages import (
     CachePolicy,
-    ErrorCode,
     Generate,
     GenerationParameters,
     ListModels,
@@ -24,6 +23,7 @@ from agentmesh.agents.llm.messages import (
     ModelStatus,
     TokenUsage,
 )
+from agentmesh.codes import ErrorCode
 
 __all__ = [
     "CachePolicy",

@@ -205,7 +205,8 @@ async def test_methods_and_paths_that_are_not_there_are_typed_errors(gateway: Ru
 
 async def test_errors_of_every_kind_have_a_status() -> None:
     from agentmesh import errors
-    from agentmesh.gateway.errors import STATUS, TABLE, ErrorCode
+    from agentmesh.codes import ErrorCode
+    from agentmesh.gateway.errors import STATUS, TABLE
 
     assert set(STATUS) == set(ErrorCode)
     assert set(STATUS.values()) == {400, 401, 403, 404, 409, 412, 429, 500, 501, 503, 504}

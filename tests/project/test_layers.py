@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From the inside out; a module may import its own layer and those before it.
 CORE = [
-    {"errors", "version"},
+    {"errors", "codes", "version"},
     {
         "ids",
         "ports",

@@ -15,8 +15,9 @@ import msgspec
 
 from agentmesh import codec
 from agentmesh.agents.llm.doors.inquiry import Inquiry, explained, failure, refused
-from agentmesh.agents.llm.messages import ErrorCode, LLMPart, LLMRequest, LLMResponse
+from agentmesh.agents.llm.messages import LLMPart, LLMRequest, LLMResponse
 from agentmesh.client import Client
+from agentmesh.codes import ErrorCode
 from agentmesh.context import Context, enter, leave
 from agentmesh.errors import AgentMeshError, BrokerError, ModelError, PayloadTooLargeError
 from agentmesh.ids import new_id, now

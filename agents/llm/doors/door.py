@@ -20,8 +20,9 @@ from agentmesh.agents.llm.doors.desk import START, Desk
 from agentmesh.agents.llm.doors.dialect import Dialect, Headers
 from agentmesh.agents.llm.doors.inference import FINGERPRINT, JSON_FORM, PROTOBUF
 from agentmesh.agents.llm.doors.inquiry import Inquiry, explained, failure, refused
-from agentmesh.agents.llm.messages import ErrorCode, LLMError, LLMResponse
+from agentmesh.agents.llm.messages import LLMError, LLMResponse
 from agentmesh.chunked import CONTENT_TYPE, ChunkSender, header
+from agentmesh.codes import ErrorCode
 from agentmesh.errors import AgentMeshError, BrokerError, ModelError, PayloadTooLargeError, StreamIdleError
 from agentmesh.ids import new_id
 from agentmesh.metrics import metrics_of

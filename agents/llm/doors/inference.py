@@ -16,8 +16,9 @@ from agentmesh import proto
 from agentmesh.agents.llm.doors.dialect import Headers, Pieces
 from agentmesh.agents.llm.doors.documents import DOCUMENTS, MetaDocument, RequestDocument
 from agentmesh.agents.llm.doors.inquiry import Inquiry, as_object, error_document, invalid, loads, refused, trace_of
-from agentmesh.agents.llm.messages import ErrorCode, GenerationParameters, LLMRequest, LLMResponse, Meta
+from agentmesh.agents.llm.messages import GenerationParameters, LLMRequest, LLMResponse, Meta
 from agentmesh.chunked import CONTENT_TYPE, IDLE_TIMEOUT, deadline_of, header, seconds_of, window_of
+from agentmesh.codes import ErrorCode
 from agentmesh.errors import InvalidMessageError
 from agentmesh.ids import new_id
 from agentmesh.tasks.keys import LONGEST_KEY

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from agentmesh.agents.llm.messages import ErrorCode, LLMError, LLMRequest, LLMResponse
+from agentmesh.agents.llm.messages import LLMError, LLMRequest, LLMResponse
+from agentmesh.codes import ErrorCode
 from agentmesh.errors import (
     AgentMeshError,
     AgentPausedError,

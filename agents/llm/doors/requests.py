@@ -18,16 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from agentmesh.agents.llm.doors.dialect import Headers, Pieces
 from agentmesh.agents.llm.doors.inference import IDEMPOTENCY_KEY, JSON, MSGPACK, unpacked
 from agentmesh.agents.llm.doors.inquiry import Inquiry, error_document, invalid, loads, refused, trace_of
-from agentmesh.agents.llm.messages import (
-    CachePolicy,
-    ErrorCode,
-    GenerationParameters,
-    LLMRequest,
-    LLMResponse,
-    Meta,
-)
+from agentmesh.agents.llm.messages import CachePolicy, GenerationParameters, LLMRequest, LLMResponse, Meta
 from agentmesh.chat import ChatMessage
 from agentmesh.chunked import CONTENT_TYPE, IDLE_TIMEOUT, deadline_of, header, seconds_of, window_of
+from agentmesh.codes import ErrorCode
 from agentmesh.ids import new_id
 
 SCHEMA_VERSION = "1.0"
