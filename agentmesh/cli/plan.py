@@ -17,6 +17,7 @@ from agentmesh.registry import near_misses
 from agentmesh.supervisor import RestartPolicy
 from agentmesh.tasks.layout import StreamBounds
 from agentmesh.up.plan import (
+    LLM_GATEWAY,
     AgentPlan,
     BrokerPlan,
     GroupPlan,
@@ -151,7 +152,7 @@ def _ready_made(settings: Settings) -> Iterator[AgentPlan]:
     if settings.llm.enabled and "llm" not in settings.agents:
         yield AgentPlan(
             "llm",
-            "agentmesh.agents.llm:LLMGateway",
+            LLM_GATEWAY,
             replicas=settings.llm.replicas,
             kwargs={
                 "models": {name: model.model_dump(exclude_unset=True) for name, model in settings.models.items()},

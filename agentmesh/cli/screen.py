@@ -12,7 +12,7 @@ from typing import Any
 from agentmesh.cli.output import COLORS, Output, as_json, json_object, plain
 from agentmesh.ids import now
 from agentmesh.up import events
-from agentmesh.up.plan import UpPlan
+from agentmesh.up.plan import LLM_GATEWAY, UpPlan
 from agentmesh.version import __version__
 
 _WIDTH = 12
@@ -130,10 +130,22 @@ class Screen:
 
     def _ready(self, event: events.Ready) -> None:
         self._is_ready = True
+        self._models()
         self._line("")
         self._table()
         where = self._out.style(f"ready in {event.seconds:.1f} s", "green")
         self._line(f"{where} · try:  {self._out.style(self._next(), 'cyan')}      Ctrl-C to stop\n")
+
+    def _models(self) -> None:
+        """What answers at the gateway to language models: a stranger must not take rules for a model."""
+        gateway = next((agent for agent in self._plan.agents if agent.target == LLM_GATEWAY), None)
+        if gateway is None:
+            return
+        models = {name: model.get("backend", "offline") for name, model in gateway.kwargs.get("models", {}).items()}
+        if any(backend != "offline" for backend in models.values()):
+            self._bullet("models", ", ".join(models), "costs: agentmesh llm cost")
+        else:
+            self._bullet("model", "offline", "answers by rules; a real one: [models.default] in mesh.toml")
 
     def _table(self) -> None:
         rows = []

@@ -22,6 +22,9 @@ from agentmesh.transport import TransportOptions
 
 DEFAULT_PORT = 4222
 
+LLM_GATEWAY = "agentmesh.agents.llm:LLMGateway"
+"""The agent that language models are reached through; its `models` say which."""
+
 PROCESS_POLICY = RestartPolicy(max_restarts=5, period=60.0)
 """For processes: they take about half a second to start, so the count looks back longer than for agents."""
 

@@ -12,7 +12,7 @@ from agentmesh.cli.output import Output
 from agentmesh.cli.screen import Screen
 from agentmesh.gateway.options import GatewayOptions, KeyOptions
 from agentmesh.up import events
-from agentmesh.up.plan import AgentPlan, BrokerPlan, ToolsPlan, UpPlan
+from agentmesh.up.plan import LLM_GATEWAY, AgentPlan, BrokerPlan, ToolsPlan, UpPlan
 
 PLAN = UpPlan(
     name="hello",
@@ -154,3 +154,21 @@ def test_a_start_shows_where_the_http_gateway_is_and_whether_it_needs_a_token(
     screen(events.LogLine(source="gateway", text="http ready: http://127.0.0.1:8000"))
 
     assert capsys.readouterr().out == f"  ● http       http://127.0.0.1:8000    {says}; see /ui and /docs\n"
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize(
+    ("models", "says"),
+    [
+        ({}, "● model offline answers by rules; a real one: [models.default] in mesh.toml"),
+        ({"default": {"backend": "offline"}}, "● model offline answers by rules; a real one"),
+        ({"default": {"backend": "openai"}, "small": {}}, "● models default, small costs: agentmesh llm cost"),
+    ],
+)
+def test_a_start_says_when_no_real_model_answers(
+    models: dict[str, object], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = Screen(Output(), replace(PLAN, agents=(AgentPlan("llm", LLM_GATEWAY, kwargs={"models": models}),)))
+    screen(events.Ready(url="nats://127.0.0.1:4222", seconds=0.5, agents=1, failed=0))
+
+    assert says in " ".join(capsys.readouterr().out.split())
