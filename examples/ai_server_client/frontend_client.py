@@ -87,6 +87,7 @@ async def main(conversations: list[str], from_offset: int) -> None:
         if conversations == ["interactive"]:
             await interactive(subscriber)
             return
+        print(f"Watching {', '.join(conversations)}; Ctrl-C ends", flush=True)
         async with asyncio.TaskGroup() as group:
             for conversation_id in conversations:
                 group.create_task(watch(subscriber, conversation_id, from_offset, alone=len(conversations) == 1))

@@ -99,6 +99,7 @@ async def test_the_demo_runs_from_anywhere_and_frontends_replay_and_follow(
         start("ai_server_client/frontend_client.py", "conv-late", url=broker.url),
     )
     assert await finished(again) == [
+        "Watching conv-003; Ctrl-C ends",
         "[conv-003] question: What is 17 * 23?",
         "17 * 23 = 391",
         "[conv-003] tokens: 14",
@@ -110,6 +111,7 @@ async def test_the_demo_runs_from_anywhere_and_frontends_replay_and_follow(
     await interactive.line_matching("is not allowed", timeout=LONG)
     await interactive.write_line("quit")
     assert await interactive.wait(LONG) == 0
+    await waiting.line_matching("^Watching conv-late", timeout=LONG)
     waiting.interrupt()
     assert await waiting.wait(LONG) == 0
     assert "Traceback" not in waiting.output

@@ -86,6 +86,8 @@ async def pulling(transport: Transport, name: str) -> list[Any]:
     found: list[Any] = [seen(await pull.take(5))]
     for number in range(4):
         await transport.publish_durable(f"{stem}.a", str(number).encode())
+    while (info := await transport.consumer_info(stem, "workers")) is None or info.pending < 4:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)  # it counts a moment after it confirms
     first = await pull.take(2)
     rest = await pull.take(5)
     found += [seen(first), [one.pending for one in first], seen(rest), seen(await pull.take(5))]

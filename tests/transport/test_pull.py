@@ -31,6 +31,17 @@ async def fill(transport: Transport, bodies: Sequence[bytes]) -> None:
         await transport.publish_durable("tasks.a", body)
 
 
+async def filled(transport: Transport, bodies: Sequence[bytes]) -> None:
+    """Like `fill`; returns when the consumer has counted them, which the broker does a moment after it confirms."""
+    await fill(transport, bodies)
+
+    async def counted() -> bool:
+        info = await transport.consumer_info("TASKS", "workers")
+        return info is not None and info.pending == len(bodies)
+
+    await eventually(counted)
+
+
 async def next_one(pull: PullConsumer, timeout: float = 10.0) -> Delivery:
     """Arm and wait for one delivery."""
     pull.arm(1)
@@ -44,7 +55,7 @@ async def next_one(pull: PullConsumer, timeout: float = 10.0) -> Delivery:
 
 async def test_taking_gives_what_is_there_in_order_and_knows_when_it_is_all(transport: Transport) -> None:
     pull = await queue(transport)
-    await fill(transport, [b"%d" % i for i in range(7)])
+    await filled(transport, [b"%d" % i for i in range(7)])
     start = time.monotonic()
 
     first = await pull.take(3)
@@ -382,7 +393,7 @@ async def test_d15_both_forms_of_ack_subjects_are_understood(connect: Connect, f
     async with Server(extra_config=f"feature_flags {{ js_ack_fc_v2: {flag} }}\n") as server:
         transport = await connect(server.url)
         pull = await queue(transport)
-        await fill(transport, [b"1", b"2", b"3"])
+        await filled(transport, [b"1", b"2", b"3"])
 
         (first,) = await pull.take(1)
         rest = await pull.take(10)

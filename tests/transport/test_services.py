@@ -81,7 +81,9 @@ async def test_answers_have_the_form_of_the_official_client(
 
     await service.add_endpoint(EndpointConfig(name="ask", subject="official.ask", handler=handler, metadata={"k": "v"}))
 
-    answers = {answer["name"]: answer for answer in await ask(transport, f"$SRV.{verb}")}
+    answers: dict[str, dict[str, Any]] = {}
+    while len(answers) < 2:  # the official client's tasks take their time on a starved machine
+        answers |= {answer["name"]: answer for answer in await ask(transport, f"$SRV.{verb}")}
 
     ours, theirs = answers["writer"], answers["official"]
     assert form(ours) == form(theirs)
