@@ -10,13 +10,14 @@ import shutil
 import httpx
 import pytest
 
-from agentmesh import Mesh
+from agentmesh import Mesh, connect
 from agentmesh.agents.chat import Conversations
 from agentmesh.chat import ChatMessage, Turn, history
-from agentmesh.gateway import KeyOptions
+from agentmesh.gateway import Gateway, GatewayOptions, HttpServer, KeyOptions
 from agentmesh.gateway.keys import digest
 from tests.chat.agents import Counter, Parrot, Stuck, tokens
 from tests.chat.conftest import Door, StartDoor, events, text_of
+from tests.harness import Server
 from tests.harness.waiting import eventually
 
 CURL = shutil.which("curl")
@@ -143,6 +144,32 @@ async def test_f1_a_reader_that_reconnects_at_ten_random_points_has_the_same_tex
                     break
 
     assert "".join(seen) == "".join(tokens(60))
+
+
+@pytest.mark.seed("D1", "D3")
+async def test_f2_a_broker_killed_in_the_middle_changes_nothing_for_a_reader_over_http(server: Server) -> None:
+    async with connect(server.url, own_thread=False) as mesh:
+        gateway = Gateway(GatewayOptions(port=0, access_log=False), mesh.transport, "default")
+        http_server = HttpServer(gateway)
+        await http_server.start()
+        async with httpx.AsyncClient(base_url=http_server.url, timeout=60.0, trust_env=False) as http:
+            door = Door(gateway, http_server, http)
+            async with mesh.streams.run("c2") as run:
+                await run.send("t0 ")
+                await run.flush()
+                reading = asyncio.create_task(door.read("/stream/c2"))
+                for number in range(1, 60):
+                    await run.send(f"t{number} ")
+                    if number == 30:
+                        await run.flush()
+                        server.kill9()
+                        await server.start()
+                await run.finish()
+            found = await asyncio.wait_for(reading, 60)
+        await http_server.stop(2.0)
+
+    assert found[-1].name == "end"
+    assert text_of([event.chunk for event in found if event.name == "message"]) == "".join(tokens(60))
 
 
 @pytest.mark.seed("D2")
