@@ -81,6 +81,7 @@ OWNERS = {
     "opentelemetry": "agentmesh/otel.py",
     "starlette": "agentmesh/gateway/",
     "uvicorn": "agentmesh/gateway/",
+    "h11": "agentmesh/gateway/",
 }
 
 
