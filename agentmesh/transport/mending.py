@@ -42,7 +42,7 @@ class Mender:
 
     async def nobody_on(self, subject: str) -> None:
         """Nobody took a message on `subject`: make its stream again, if it was deleted. Never raises for the broker."""
-        for spec in self.streams.values():
+        for spec in tuple(self.streams.values()):  # others ask for streams meanwhile
             if any(may_overlap(pattern, subject) for pattern in spec.subjects):
                 await self.nobody_has(spec.name)
 

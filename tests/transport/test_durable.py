@@ -324,3 +324,17 @@ async def test_a_republished_message_carries_its_sequence(transport: Transport) 
     (message,) = await received.count(1)
     assert message.headers is not None
     assert (message.headers["Nats-Subject"], message.headers["Nats-Sequence"]) == ("stored.a", "1")
+
+
+async def test_a_deleted_stream_is_made_again_while_others_are_asked_for(connect: Connect, server: Server) -> None:
+    transport, admin = await connect(server.url), await connect(server.url)
+    await transport.ensure_stream(EVENTS)
+    await admin.delete_stream("EVENTS")
+
+    async def ask_for_others() -> None:
+        for number in range(20):
+            await transport.ensure_stream(StreamSpec(f"OTHER{number}", (f"other{number}.>",)))
+
+    ack, _ = await asyncio.gather(transport.publish_durable("events.a", b"x"), ask_for_others())
+
+    assert ack.stream == "EVENTS"
