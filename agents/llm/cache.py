@@ -122,7 +122,7 @@ class AnswerCache:
         return self._max > 0
 
     async def close(self) -> None:
-        for tenant in self._tenants.values():
+        for tenant in tuple(self._tenants.values()):
             if tenant.subscription is not None:
                 await tenant.subscription.unsubscribe()
         self._tenants.clear()

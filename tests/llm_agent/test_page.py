@@ -26,17 +26,17 @@ async def test_a_call_is_allowed_or_refused_on_the_page_also_after_a_reload(
     mail = call("send_mail", to="bob", ledger=str(ledger))
 
     await say(page, script({"call": [mail]}, {"say": "Mail is sent."}))
-    await page.wait_for_selector(".consent")
+    await page.wait_for_selector(".ask")
     await picture(page, "consent")
     assert lines(ledger) == []
     await page.reload()
-    await page.click(".consent >> text=Allow")
+    await page.click(".ask >> text=Allow")
     await done(page)
     assert lines(ledger) == ["mail bob"]
-    assert await page.query_selector(".consent") is None
+    assert await page.query_selector(".ask") is None
 
     await say(page, script({"call": [mail]}, {"say": "Mail was refused."}))
-    await page.click(".consent >> text=Refuse")
+    await page.click(".ask >> text=Deny")
     await done(page, count=2)
     assert lines(ledger) == ["mail bob"]
     assert await shown(page) == await site.stored(page) == "Mail is sent. Mail was refused."

@@ -224,35 +224,6 @@ class Run {
   }
 }
 
-/** A call that waits for a person: whoever answers first, here or elsewhere, has decided. */
-function askForConsent(fold, { task_id, signal }) {
-  fold.open = true;
-  fold.querySelector(".state").textContent = "waits for your consent";
-  const row = make("div", "consent");
-  for (const [text, value] of [["Allow", true], ["Refuse", false]]) {
-    const choice = button("consent", text);
-    choice.onclick = () => consent(row, `/api/v1/tasks/${encodeURIComponent(task_id)}/signals/${encodeURIComponent(signal)}`, value);
-    row.append(choice);
-  }
-  fold.append(row);
-}
-
-async function consent(row, address, value) {
-  const choices = [...row.children];
-  for (const choice of choices) choice.disabled = true;
-  try {
-    const response = await request(address, {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ value }),
-    });
-    if (!response.ok) throw new Error(await problemOf(response));
-  } catch (error) {
-    notice(error instanceof TypeError ? "Not sent: the gateway cannot be reached." : `Not sent: ${error.message}`, "bad");
-    for (const choice of choices) choice.disabled = false;
-  }
-}
-
 function button(action, text) {
   const node = make("button", "small", text);
   node.type = "button";
