@@ -300,7 +300,8 @@ async def test_firings_missed_while_the_broker_was_stopped_are_made_up_for_once(
     await own.handlers.has_started(3, timeout=10)
 
     assert made_up - back < 3.0  # the next look of a connection that comes back, and the firing
-    assert own.handlers.started[2][2] - made_up > 1.5
+    # The third of its times, however long the connection took: a second one made up would have come before.
+    assert own.handlers.started[2][2] - own.handlers.started[0][2] > 8.5
 
 
 @pytest.mark.slow

@@ -58,10 +58,10 @@ async def test_c12_a_durable_event_that_kills_its_process_is_buried_and_those_be
     for text in ("before", "poison", "after"):
         await client.tell("reader", Letter(text=text))
 
-    await eventually(lambda: "after" in (project / "read").read_text(), 30)
+    read = project / "read"
+    await eventually(lambda: read.exists() and "after" in read.read_text(), 30)
 
-    read = (project / "read").read_text().split()
-    assert read == ["before", *["poison"] * 4, "after"]
+    assert read.read_text().split() == ["before", *["poison"] * 4, "after"]
     (letter,) = await DeadLetters(client.transport, client.subjects).ls()
     assert letter.kind == "event"
     assert "ended before it did" in letter.reason
